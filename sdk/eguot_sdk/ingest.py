@@ -1,0 +1,255 @@
+"""The one place where a mosaic becomes network input; training and devices call the same functions.
+
+Order: subtract black, divide by (white - black), multiply by the white-balance gain and the exposure,
+clip to [0, 1] (all of it one lookup table per plane), optionally apply the camera matrix to each 2x2 cell,
+compand with r^(1/2.2), quantise. Input planes are R, Gr, Gb, B of the cell; Gr is the green on the red row.
+
+A frame whose first pixel is not red is seen through a shift of one row or column: the *virtual* mosaic starts
+with red, reaches past the frame by reflection-101 (which keeps the phase), and `Ingest.crop` says where the
+frame lies in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import UsageError
+from .raw import RawFrame
+from .spec import ColorInput, Exposure, IspSpec, TensorSpec
+
+GAMMA = 2.2
+RED_AT = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}
+PLANE_AT = ((0, 0), (0, 1), (1, 0), (1, 1))
+"""Row and column of R, Gr, Gb, B in a cell that starts with red."""
+
+# The mean over the cameras whose matrices LibRaw knows and that we hold raws of; rows sum to 1.
+TYPICAL_MATRIX = np.array([[1.47, -0.39, -0.08], [-0.05, 1.32, -0.27], [0.05, -0.42, 1.37]])
+# Daylight gains of an ordinary sensor, the prior of the grey-world estimate.
+TYPICAL_GAINS = (1.9, 1.0, 1.6)
+GREY_WORLD_TRUST = 0.7
+GAIN_LIMITS = (0.25, 8.0)
+AUTO_EXPOSURE_LIMITS = (1.0, 4.0)
+
+Array = NDArray[Any]
+Float32 = NDArray[np.float32]
+
+
+def compand(linear: Array, exponent: float = 1 / GAMMA) -> Float32:
+    """clip(linear, 0, 1) ** exponent, float32, any shape."""
+    return np.power(np.clip(linear, 0.0, 1.0).astype(np.float32, copy=False), np.float32(exponent))
+
+
+def decompand(companded: Array, exponent: float = 1 / GAMMA) -> Float32:
+    """The inverse of `compand` on [0, 1]."""
+    return np.power(np.clip(companded, 0.0, 1.0).astype(np.float32, copy=False), np.float32(1.0 / exponent))
+
+
+def pack(mosaic: Array) -> Array:
+    """[2h, 2w] starting with red -> [h, w, 4] in the order R, Gr, Gb, B."""
+    if mosaic.ndim != 2 or mosaic.shape[0] % 2 or mosaic.shape[1] % 2:
+        raise UsageError(f"pack needs an even [H, W] mosaic, not shape {mosaic.shape}")
+    return np.stack([mosaic[y::2, x::2] for y, x in PLANE_AT], axis=-1)
+
+
+def unpack(planes: Array) -> Array:
+    """The inverse of `pack`: [h, w, 4] -> [2h, 2w]."""
+    if planes.ndim != 3 or planes.shape[2] != 4:
+        raise UsageError(f"unpack needs [h, w, 4] planes, not shape {planes.shape}")
+    mosaic = np.empty((2 * planes.shape[0], 2 * planes.shape[1]), planes.dtype)
+    for i, (y, x) in enumerate(PLANE_AT):
+        mosaic[y::2, x::2] = planes[..., i]
+    return mosaic
+
+
+def reflect(index: NDArray[np.intp], size: int) -> NDArray[np.intp]:
+    """Reflection-101 of any whole number into 0..size-1; keeps parity, so it keeps the CFA phase."""
+    period = 2 * (size - 1)
+    index = np.abs(index) % period
+    return np.where(index >= size, period - index, index)
+
+
+def balanced_gains(frame: RawFrame) -> tuple[tuple[float, float, float], str]:
+    """White-balance gains R, G, B scaled so that the smallest is 1, and where they came from.
+
+    With the smallest gain at 1 every channel reaches 1 where the sensor clips, so clipped highlights stay white.
+    Without an as-shot balance the gains are a grey-world estimate drawn towards a typical daylight balance.
+    """
+    if frame.white_balance is not None:
+        gains, origin = frame.white_balance, frame.origins.get("white_balance", "argument")
+    else:
+        gains, origin = _grey_world(frame), "estimate: grey world, drawn towards typical daylight"
+    low = min(gains)
+    red, green, blue = (min(max(g / low, 1.0), GAIN_LIMITS[1]) for g in gains)
+    return (red, green, blue), origin
+
+
+def _grey_world(frame: RawFrame) -> tuple[float, float, float]:
+    cells = _sample_cells(frame, (1.0, 1.0, 1.0))
+    usable = (cells.max(axis=1) < 0.95) & (cells.mean(axis=1) > 0.01)
+    if usable.sum() < 16:
+        return TYPICAL_GAINS
+    red, gr, gb, blue = cells[usable].mean(axis=0, dtype=np.float64)
+    green = (gr + gb) / 2
+    result = []
+    for mean, typical in ((red, TYPICAL_GAINS[0]), (green, 1.0), (blue, TYPICAL_GAINS[2])):
+        seen = min(max(green / max(mean, 1e-6), GAIN_LIMITS[0]), GAIN_LIMITS[1])
+        result.append(float(seen**GREY_WORLD_TRUST * typical ** (1 - GREY_WORLD_TRUST)))
+    return result[0], result[1], result[2]
+
+
+def color_matrix(frame: RawFrame) -> tuple[NDArray[np.float64], str]:
+    """Matrix [3, 3] from white-balanced camera RGB to linear sRGB and its origin; a typical camera's when unknown."""
+    if frame.matrix is not None:
+        return frame.matrix, frame.origins.get("matrix", "argument")
+    return TYPICAL_MATRIX, "default: a typical camera's"
+
+
+def cell_mix(matrix: Array) -> Float32:
+    """The camera matrix on a Bayer cell: float32 [4, 4] so that `cells @ mix` maps (R, Gr, Gb, B) cells.
+
+    Red and blue see the mean of the two greens; each green keeps its own detail.
+    """
+    m = np.asarray(matrix, np.float64)
+    rows = [
+        [m[0, 0], m[0, 1] / 2, m[0, 1] / 2, m[0, 2]],
+        [m[1, 0], m[1, 1], 0.0, m[1, 2]],
+        [m[1, 0], 0.0, m[1, 1], m[1, 2]],
+        [m[2, 0], m[2, 1] / 2, m[2, 1] / 2, m[2, 2]],
+    ]
+    return np.array(rows, np.float32).T.copy()
+
+
+def linear_luts(frame: RawFrame, gains: tuple[float, float, float], exposure: float = 1.0) -> Float32:
+    """float32 [4, 65536]: raw count of plane R, Gr, Gb, B -> balanced linear value in [0, 1]."""
+    counts = np.arange(65536, dtype=np.float64)
+    plane_gains = (gains[0], gains[1], gains[1], gains[2])
+    luts = np.empty((4, 65536), np.float32)
+    for i in range(4):
+        scale = exposure * plane_gains[i] / (frame.white[i] - frame.black[i])
+        luts[i] = np.clip((counts - frame.black[i]) * scale, 0.0, 1.0)
+    return luts
+
+
+def mix_and_compand(cells: Array, mix: Float32 | None, exponent: float = 1 / GAMMA) -> Float32:
+    """Balanced linear cells [..., 4] -> companded float32 [..., 4]; `mix` from `cell_mix`, or None for camera colour."""
+    if mix is not None:
+        cells = cells @ mix
+    return compand(cells, exponent)
+
+
+def auto_gain(frame: RawFrame) -> float:
+    """Exposure gain that brings the 99th percentile of the brightest balanced plane to 0.9, within 1..4.
+
+    The same for the whole frame, from at most about 65,000 cells, so tiles agree.
+    """
+    gains, _ = balanced_gains(frame)
+    cells = _sample_cells(frame, gains)
+    level = float(np.quantile(cells @ np.array([0.25, 0.25, 0.25, 0.25], np.float32), 0.99))
+    low, high = AUTO_EXPOSURE_LIMITS
+    return min(max(0.9 / max(level, 1e-6), low), high)
+
+
+def _sample_cells(frame: RawFrame, gains: tuple[float, float, float]) -> Float32:
+    """Balanced linear cells [n, 4] on a regular grid of at most 256 x 256 cells of the frame."""
+    oy, ox = RED_AT[frame.cfa]
+    h, w = (frame.height - oy) // 2, (frame.width - ox) // 2
+    sy, sx = -(-h // 256), -(-w // 256)
+    luts = linear_luts(frame, gains)
+    cells = np.empty((len(range(0, h, sy)), len(range(0, w, sx)), 4), np.float32)
+    for i, (dy, dx) in enumerate(PLANE_AT):
+        counts = frame.mosaic[oy + dy : oy + 2 * h : 2, ox + dx : ox + 2 * w : 2][::sy, ::sx]
+        cells[..., i] = luts[i][counts]
+    return cells.reshape(-1, 4)
+
+
+class Ingest:
+    """Network input of one frame, tile by tile, as one ISP spec wants it.
+
+    `height`, `width`: size of the virtual mosaic in packed pixels. `crop`: row and column of the frame's first
+    pixel in the virtual mosaic, in raw pixels. `gains`, `matrix`, `exposure`: the values used.
+    """
+
+    def __init__(self, frame: RawFrame, spec: IspSpec, exposure_ev: float = 0.0) -> None:
+        self.mosaic = frame.mosaic
+        self.gains, _ = balanced_gains(frame)
+        self.exposure = 2.0**exposure_ev * (auto_gain(frame) if spec.exposure == "auto" else 1.0)
+        self.matrix = color_matrix(frame)[0] if spec.color_input == "srgb" else None
+        self.crop = RED_AT[frame.cfa]
+        self.height = (frame.height + self.crop[0] + 1) // 2
+        self.width = (frame.width + self.crop[1] + 1) // 2
+        self._mix = None if self.matrix is None else cell_mix(self.matrix)
+        self._exponent = spec.companding
+        self._input = spec.input
+        luts = linear_luts(frame, self.gains, self.exposure)
+        if self._mix is None:  # everything folds into one table per plane
+            self._luts: Array = quantise(compand(luts, self._exponent), spec.input)
+            self._tail = None
+        else:
+            self._luts = luts
+            self._tail = None if spec.input.dtype == "float32" else _tail_lut(self._exponent, spec.input)
+
+    def fill(self, out: Array, top: int, left: int) -> None:
+        """Write packed pixels [top, top+th) x [left, left+tw) into `out` [th, tw, 4] of the spec's input dtype.
+
+        Any part outside the virtual mosaic is its reflection-101.
+        """
+        th, tw = out.shape[:2]
+        target = out if self._mix is None else np.empty((th, tw, 4), np.float32)
+        for i, (dy, dx) in enumerate(PLANE_AT):
+            target[..., i] = self._luts[i][self._counts(2 * top + dy, th, 2 * left + dx, tw)]
+        if self._mix is None:
+            return
+        cells = (target.reshape(-1, 4) @ self._mix).reshape(th, tw, 4)
+        if self._tail is None:
+            out[...] = compand(cells, self._exponent)
+        else:
+            np.multiply(cells, 65535.0, out=cells)
+            np.add(cells, 0.5, out=cells)
+            np.clip(cells, 0.0, 65535.0, out=cells)
+            out[...] = self._tail[cells.astype(np.uint16)]
+
+    def _counts(self, row: int, rows: int, col: int, cols: int) -> NDArray[np.uint16]:
+        """Every second count from virtual (row, col): a view inside the frame, a gather at its borders."""
+        row, col = row - self.crop[0], col - self.crop[1]
+        height, width = self.mosaic.shape
+        last_row, last_col = row + 2 * rows - 2, col + 2 * cols - 2
+        if row >= 0 and col >= 0 and last_row < height and last_col < width:
+            return self.mosaic[row : last_row + 1 : 2, col : last_col + 1 : 2]
+        ys = reflect(np.arange(row, last_row + 1, 2), height)
+        xs = reflect(np.arange(col, last_col + 1, 2), width)
+        return self.mosaic[np.ix_(ys, xs)]
+
+
+def quantise(companded: Array, spec: TensorSpec) -> Array:
+    """Real values in [0, 1] as the dtype of a tensor: round(x / scale) + zero_point, saturated."""
+    if spec.dtype == "float32":
+        return np.asarray(companded, np.float32)
+    limits = np.iinfo(spec.dtype)
+    stored = np.rint(np.asarray(companded, np.float64) / spec.scale) + spec.zero_point
+    return np.clip(stored, limits.min, limits.max).astype(spec.dtype)
+
+
+def dequantise(stored: Array, spec: TensorSpec) -> Float32:
+    """The inverse of `quantise`, float32."""
+    if spec.dtype == "float32":
+        return np.asarray(stored, np.float32)
+    return (np.asarray(stored, np.float32) - np.float32(spec.zero_point)) * np.float32(spec.scale)
+
+
+def _tail_lut(exponent: float, spec: TensorSpec) -> Array:
+    """Linear value in 1/65535 -> companded and quantised."""
+    return quantise(compand(np.arange(65536) / 65535.0, exponent), spec)
+
+
+def ingest_frame(
+    frame: RawFrame, *, color_input: ColorInput = "srgb", exposure: Exposure = "as-shot"
+) -> tuple[Float32, tuple[int, int]]:
+    """A whole frame as companded planes float32 [h, w, 4], and the frame's place in them (`Ingest.crop`)."""
+    spec = IspSpec(name="", architecture="", parameters=0, halo=0, color_input=color_input, exposure=exposure)
+    ingest = Ingest(frame, spec)
+    planes = np.empty((ingest.height, ingest.width, 4), np.float32)
+    ingest.fill(planes, 0, 0)
+    return planes, ingest.crop
