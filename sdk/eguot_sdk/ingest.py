@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .raw import RawFrame
-from .spec import ColorInput, Exposure, IspSpec, TensorSpec
+from .spec import ColorInput, IspSpec, TensorSpec
 
 GAMMA = 2.2
 RED_AT = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}
@@ -31,7 +31,6 @@ TYPICAL_MATRIX = np.array([[1.47, -0.39, -0.08], [-0.05, 1.32, -0.27], [0.05, -0
 TYPICAL_GAINS = (1.9, 1.0, 1.6)
 GREY_WORLD_TRUST = 0.7
 GAIN_LIMITS = (0.25, 8.0)
-AUTO_EXPOSURE_LIMITS = (1.0, 4.0)
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
@@ -140,18 +139,6 @@ def mix_and_compand(cells: Array, mix: Float32 | None, exponent: float = 1 / GAM
     return compand(cells, exponent)
 
 
-def auto_gain(frame: RawFrame) -> float:
-    """Exposure gain that brings the 99th percentile of the brightest balanced plane to 0.9, within 1..4.
-
-    The same for the whole frame, from at most about 65,000 cells, so tiles agree.
-    """
-    gains, _ = balanced_gains(frame)
-    cells = _sample_cells(frame, gains)
-    level = float(np.quantile(cells @ np.array([0.25, 0.25, 0.25, 0.25], np.float32), 0.99))
-    low, high = AUTO_EXPOSURE_LIMITS
-    return min(max(0.9 / max(level, 1e-6), low), high)
-
-
 def _sample_cells(frame: RawFrame, gains: tuple[float, float, float]) -> Float32:
     """Balanced linear cells [n, 4] on a regular grid of at most 256 x 256 cells of the frame."""
     oy, ox = RED_AT[frame.cfa]
@@ -175,7 +162,7 @@ class Ingest:
     def __init__(self, frame: RawFrame, spec: IspSpec, exposure_ev: float = 0.0) -> None:
         self.mosaic = frame.mosaic
         self.gains, _ = balanced_gains(frame)
-        self.exposure = 2.0**exposure_ev * (auto_gain(frame) if spec.exposure == "auto" else 1.0)
+        self.exposure = 2.0**exposure_ev
         self.matrix = color_matrix(frame)[0] if spec.color_input == "srgb" else None
         self.crop = RED_AT[frame.cfa]
         self.height = (frame.height + self.crop[0] + 1) // 2
@@ -244,12 +231,9 @@ def _tail_lut(exponent: float, spec: TensorSpec) -> Array:
     return quantise(compand(np.arange(65536) / 65535.0, exponent), spec)
 
 
-def ingest_frame(
-    frame: RawFrame, *, color_input: ColorInput = "srgb", exposure: Exposure = "as-shot"
-) -> tuple[Float32, tuple[int, int]]:
+def ingest_frame(frame: RawFrame, *, color_input: ColorInput = "srgb") -> tuple[Float32, tuple[int, int]]:
     """A whole frame as companded planes float32 [h, w, 4], and the frame's place in them (`Ingest.crop`)."""
-    spec = IspSpec(name="", architecture="", parameters=0, halo=0, color_input=color_input, exposure=exposure)
-    ingest = Ingest(frame, spec)
+    ingest = Ingest(frame, IspSpec(name="", architecture="", parameters=0, halo=0, color_input=color_input))
     planes = np.empty((ingest.height, ingest.width, 4), np.float32)
     ingest.fill(planes, 0, 0)
     return planes, ingest.crop

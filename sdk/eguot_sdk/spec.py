@@ -22,7 +22,6 @@ MAX_SPEC_BYTES = 256 * 1024
 PLANES = ("R", "Gr", "Gb", "B")
 
 ColorInput = Literal["camera", "srgb"]
-Exposure = Literal["as-shot", "auto"]
 Precision = Literal["fp32", "fp16", "w8", "w8a8", "w8a16"]
 DType = Literal["float32", "int8", "uint8", "int16"]
 
@@ -78,8 +77,6 @@ class IspSpec:
     """True where the output at one place depends on the whole frame; such a file is run whole."""
     color_input: ColorInput = "srgb"
     """`camera`: white-balanced camera RGB. `srgb`: the camera matrix was applied to each 2x2 cell."""
-    exposure: Exposure = "as-shot"
-    """`as-shot`: white level maps to 1. `auto`: a gain per frame, see `ingest.auto_gain`."""
     planes: tuple[str, ...] = PLANES
     """Order of the input channels."""
     companding: float = 1 / 2.2
@@ -121,7 +118,6 @@ class IspSpec:
         if not 0.1 <= self.companding <= 1.0:
             raise IspFileError(f"spec: companding must be in 0.1..1, not {self.companding!r}")
         _one_of("color_input", self.color_input, get_args(ColorInput))
-        _one_of("exposure", self.exposure, get_args(Exposure))
         _one_of("precision", self.precision, get_args(Precision))
         _one_of("layout", self.layout, ("NHWC", "NCHW"))
         _one_of("output_space", self.output_space, ("sRGB",))
@@ -161,7 +157,6 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "float": (int, float),
     "bool": (bool,),
     "ColorInput": (str,),
-    "Exposure": (str,),
     "Precision": (str,),
     "DType": (str,),
     "Literal['NHWC', 'NCHW']": (str,),
