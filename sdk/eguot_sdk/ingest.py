@@ -11,6 +11,7 @@ frame lies in it.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,30 @@ class Ingest:
             np.add(cells, 0.5, out=cells)
             np.clip(cells, 0.0, 65535.0, out=cells)
             out[...] = self._tail[cells.astype(np.uint16)]
+
+    def trimmed(self) -> Ingest:
+        """The same ingest with tables no longer than the frame's largest count, for keeping many in memory."""
+        copied = copy.copy(self)
+        copied._luts = self._luts[:, : int(self.mosaic.max()) + 1].copy()
+        return copied
+
+    def turned(self, turn: int) -> Ingest:
+        """The ingest of the flipped or turned frame, sharing its memory; the CFA phase follows.
+
+        Bit 0 of `turn` flips rows, bit 1 flips columns, bit 2 transposes first (so all eight are reached).
+        """
+        copied = copy.copy(self)
+        mosaic, (red_row, red_col), luts = self.mosaic, self.crop, self._luts
+        if turn & 4:  # the green on the red row becomes the green on the blue row
+            mosaic, red_row, red_col, luts = mosaic.T, red_col, red_row, luts[[0, 2, 1, 3]]
+        if turn & 1:
+            mosaic, red_row = mosaic[::-1], (mosaic.shape[0] - 1 - red_row) % 2
+        if turn & 2:
+            mosaic, red_col = mosaic[:, ::-1], (mosaic.shape[1] - 1 - red_col) % 2
+        copied.mosaic, copied.crop, copied._luts = mosaic, (red_row, red_col), luts
+        copied.height = (mosaic.shape[0] + red_row + 1) // 2
+        copied.width = (mosaic.shape[1] + red_col + 1) // 2
+        return copied
 
     def _counts(self, row: int, rows: int, col: int, cols: int) -> NDArray[np.uint16]:
         """Every second count from virtual (row, col): a view inside the frame, a gather at its borders."""

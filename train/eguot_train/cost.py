@@ -1,0 +1,85 @@
+"""Transport cost c(x, y) = d(R(x), y) between a reference rendering and a candidate picture (METHOD.md 1.6).
+
+One `Cost` object serves the potential step and the map step, so both see the same numbers. Terms are means
+over pixels, so the cost does not depend on the crop size; each is divided by its median between unrelated
+pictures (`scales`, from `calibrate`), so that `strength` is the cost of unrelated content in units of Psi.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LUMA = (0.299, 0.587, 0.114)
+BLUR_SIGMA = 4.34
+"""Effective sigma in pixels of the 21x21 low-pass of C1."""
+BLUR_RADIUS = 10
+STRUCTURE_SCALES = (2, 4, 8)
+STRUCTURE_WINDOW = 15
+
+
+def luma(rgb: Tensor) -> Tensor:
+    """[B, 3, H, W] -> [B, 1, H, W], gamma-space luma."""
+    return rgb[:, 0:1] * LUMA[0] + rgb[:, 1:2] * LUMA[1] + rgb[:, 2:3] * LUMA[2]
+
+
+def low_pass(rgb: Tensor) -> Tensor:
+    """Gaussian low-pass, 21x21, sigma 4.34 px, reflected borders, any channels."""
+    channels = rgb.shape[1]
+    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=rgb.dtype, device=rgb.device)
+    kernel = torch.exp(-0.5 * (x / BLUR_SIGMA) ** 2)
+    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
+    padded = F.pad(rgb, (BLUR_RADIUS,) * 4, mode="reflect")
+    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=channels)
+    return F.conv2d(rows, kernel.unsqueeze(3), groups=channels)
+
+
+def normalised_luma(rgb: Tensor, scale: int) -> Tensor:
+    """Luma reduced by `scale`, minus its local mean, over its local deviation (15x15 windows): blind to tone and colour."""
+    y = F.avg_pool2d(luma(rgb), scale)
+    window = min(STRUCTURE_WINDOW, 2 * ((min(y.shape[-2:]) - 1) // 2) + 1)
+    mean = F.avg_pool2d(y, window, stride=1, padding=window // 2, count_include_pad=False)
+    square = F.avg_pool2d(y * y, window, stride=1, padding=window // 2, count_include_pad=False)
+    deviation = (square - mean * mean).clamp(min=1e-8).sqrt()
+    return (y - mean) / (deviation + 0.02)
+
+
+def cost_terms(reference: Tensor, rgb: Tensor) -> Tensor:
+    """[B, 4] unscaled terms between pictures [B, 3, H, W]: pixels (C0), low-pass without DC, DC, structure (C2)."""
+    difference = rgb - reference
+    pixels = difference.square().mean((1, 2, 3))
+    mean = difference.mean((2, 3), keepdim=True)
+    coarse = (low_pass(difference) - mean).square().mean((1, 2, 3))
+    dc = mean.square().mean((1, 2, 3))
+    structure = torch.stack(
+        [
+            (normalised_luma(reference, s) - normalised_luma(rgb, s)).square().mean((1, 2, 3))
+            for s in STRUCTURE_SCALES
+            if min(rgb.shape[-2:]) // s >= 5
+        ]
+    ).mean(0)
+    return torch.stack([pixels, coarse, dc, structure], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """c(R(x), y) = strength * sum_i weights[i] * term_i / scales[i]; terms as in `cost_terms`."""
+
+    strength: float = 4.0
+    weights: tuple[float, float, float, float] = (0.0, 0.25, 0.10, 0.65)
+    scales: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+
+    def __call__(self, reference: Tensor, rgb: Tensor) -> Tensor:
+        """[B] cost of each picture against its reference rendering, both [B, 3, H, W]."""
+        factors = [self.strength * w / s for w, s in zip(self.weights, self.scales, strict=True)]
+        return cost_terms(reference, rgb) @ torch.tensor(factors, dtype=rgb.dtype, device=rgb.device)
+
+    def calibrate(self, references: Tensor, pictures: Tensor) -> Cost:
+        """The same cost with `scales` set to each term's median between references and unrelated pictures."""
+        with torch.no_grad():
+            medians = cost_terms(references, pictures).median(0).values.clamp(min=1e-6)
+        a, b, c, d = (float(m) for m in medians)
+        return replace(self, scales=(a, b, c, d))

@@ -1,0 +1,145 @@
+"""Random crops of raws, photos and pairs, ready for training; all randomness comes from the caller's generator.
+
+Raws go through the SDK's `Ingest`, the code the device runs. The eight flips and turns act on the mosaic and on
+the truth alike, and the CFA phase follows, so augmentation never misregisters colours. Crop sizes are in packed
+pixels: a crop of c gives planes [c, c, 4] and pictures [2c, 2c, 3].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.ingest import Ingest
+from eguot_sdk.raw import RawFrame, read_raw
+from eguot_sdk.spec import ColorInput, IspSpec
+
+Planes = NDArray[np.float32]
+Picture = NDArray[np.uint8]
+
+RAW_SUFFIXES = frozenset(
+    ".3fr .ari .arw .bay .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .qtk "
+    ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split()
+)
+PHOTO_SUFFIXES = frozenset(".jpg .jpeg .png .tif .tiff .webp".split())
+MAX_PHOTO_PIXELS = 200_000_000
+
+
+def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Files below a folder with one of the suffixes, sorted by their path inside it."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+
+
+def load_raws(folder: Path) -> tuple[list[RawFrame], list[str]]:
+    """Every readable raw below a folder, and one line per file that was skipped."""
+    frames, skipped = [], []
+    for path in find_files(folder, RAW_SUFFIXES):
+        try:
+            frames.append(read_raw(path))
+        except EguotError as error:
+            skipped.append(f"{path.name}: {error}")
+    if not frames:
+        why = f" ({len(skipped)} could not be read, first: {skipped[0]})" if skipped else ""
+        raise UsageError(f"{folder} holds no usable raw files{why}")
+    return frames, skipped
+
+
+def load_photo(path: Path) -> Picture:
+    """An upright sRGB photo, uint8 [H, W, 3]."""
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PHOTO_PIXELS:
+                raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most 200 megapixels)")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"{path.name} is not a readable photo ({error})") from error
+
+
+def load_photos(folder: Path) -> tuple[list[Picture], list[str], list[str]]:
+    """Every readable photo below a folder, their names, and one line per file that was skipped."""
+    photos, names, skipped = [], [], []
+    for path in find_files(folder, PHOTO_SUFFIXES):
+        try:
+            photos.append(load_photo(path))
+            names.append(path.name)
+        except EguotError as error:
+            skipped.append(str(error))
+    if not photos:
+        raise UsageError(f"{folder} holds no readable photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
+    return photos, names, skipped
+
+
+def float_spec(color_input: ColorInput) -> IspSpec:
+    """The spec training ingests with: float planes, the colour input of the run."""
+    return IspSpec(name="train", architecture="", parameters=0, halo=0, color_input=color_input)
+
+
+class RawCrops:
+    """Crops of raws, optionally with the aligned truth of each (uint8 [H, W, 3], same size as the mosaic)."""
+
+    def __init__(
+        self, frames: Sequence[RawFrame], color_input: ColorInput, crop: int, truths: Sequence[Picture] | None = None
+    ) -> None:
+        large = [i for i, f in enumerate(frames) if min(f.height, f.width) >= 2 * crop + 2]
+        if not large:
+            raise UsageError(f"every raw is smaller than the crop of {2 * crop} px: use a smaller crop")
+        self.crop = crop
+        self.frames = [frames[i] for i in large]
+        self.truths = None if truths is None else [truths[i] for i in large]
+        spec = float_spec(color_input)
+        self._ingests = [Ingest(frame, spec).trimmed() for frame in self.frames]
+        self._areas = np.array([f.height * f.width for f in self.frames], np.float64) ** 0.5
+
+    def sample(self, rng: np.random.Generator) -> tuple[Planes, Picture | None]:
+        """One random crop: planes float32 [c, c, 4] and, with truths, the picture uint8 [2c, 2c, 3]."""
+        index = int(rng.choice(len(self.frames), p=self._areas / self._areas.sum()))
+        turn = int(rng.integers(8))
+        ingest = self._ingests[index].turned(turn)
+        height, width = ingest.mosaic.shape
+        oy, ox = ingest.crop
+        top = int(rng.integers(oy, (height + oy - 2 * self.crop) // 2 + 1))
+        left = int(rng.integers(ox, (width + ox - 2 * self.crop) // 2 + 1))
+        planes = np.empty((self.crop, self.crop, 4), np.float32)
+        ingest.fill(planes, top, left)
+        if self.truths is None:
+            return planes, None
+        truth = turn_picture(self.truths[index], turn)
+        y, x = 2 * top - oy, 2 * left - ox
+        return planes, truth[y : y + 2 * self.crop, x : x + 2 * self.crop]
+
+
+class PhotoCrops:
+    """Crops of photos, uint8 [2c, 2c, 3]."""
+
+    def __init__(self, photos: Sequence[Picture], crop: int) -> None:
+        large = [i for i, p in enumerate(photos) if min(p.shape[:2]) >= 2 * crop]
+        if not large:
+            raise UsageError(f"every photo is smaller than the crop of {2 * crop} px: use a smaller crop")
+        self.crop = crop
+        self.photos = [photos[i] for i in large]
+        self.kept = large
+        self._areas = np.array([p.shape[0] * p.shape[1] for p in self.photos], np.float64) ** 0.5
+
+    def sample(self, rng: np.random.Generator) -> tuple[Picture, int]:
+        """One random crop and the index of its photo."""
+        index = int(rng.choice(len(self.photos), p=self._areas / self._areas.sum()))
+        photo = turn_picture(self.photos[index], int(rng.integers(8)))
+        side = 2 * self.crop
+        y = int(rng.integers(photo.shape[0] - side + 1))
+        x = int(rng.integers(photo.shape[1] - side + 1))
+        return photo[y : y + side, x : x + side], index
+
+
+def turn_picture(picture: Picture, turn: int) -> Picture:
+    """One of the eight flips and turns as a view: bit 0 flips rows, bit 1 flips columns, bit 2 transposes first."""
+    if turn & 4:
+        picture = picture.transpose(1, 0, 2)
+    return picture[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
+

@@ -1,0 +1,49 @@
+"""Losses between a rendering and a truth of the same scene; both float [B, 3, H, W], sRGB in [0, 1]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .cost import low_pass, luma
+
+C1, C2 = 0.01**2, 0.03**2
+
+
+def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
+    """[B] mean of sqrt((a - b)^2 + epsilon^2)."""
+    return ((a - b).square() + epsilon**2).sqrt().mean((1, 2, 3))
+
+
+def ssim(a: Tensor, b: Tensor) -> Tensor:
+    """[B] SSIM with Gaussian 11x11 windows, sigma 1.5, per channel, range 1, no padding."""
+    x = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    line = torch.exp(-0.5 * (x / 1.5) ** 2)
+    line = (line / line.sum()).expand(3, 1, -1)
+
+    def blur(image: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(image, line.unsqueeze(2), groups=3), line.unsqueeze(3), groups=3)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
+    cov = blur(a * b) - mean_a * mean_b
+    score = (2 * mean_a * mean_b + C1) * (2 * cov + C2) / ((mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2))
+    return score.mean((1, 2, 3))
+
+
+def coarse_chroma(a: Tensor, b: Tensor) -> Tensor:
+    """[B] mean absolute difference of low-passed (R - Y, B - Y)."""
+    difference = low_pass(a - b)
+    chroma = difference[:, 0::2] - luma(difference)
+    return chroma.abs().mean((1, 2, 3))
+
+
+def pair_loss(rendered: Tensor, truth: Tensor) -> Tensor:
+    """[B] Charbonnier + 0.15 (1 - SSIM) + 0.5 coarse chroma (METHOD.md 2.1)."""
+    return charbonnier(rendered, truth) + 0.15 * (1 - ssim(rendered, truth)) + 0.5 * coarse_chroma(rendered, truth)
+
+
+def supervised_loss(rendered: Tensor, truth: Tensor) -> Tensor:
+    """[B] L1 + 0.15 (1 - SSIM), the plain baseline."""
+    return (rendered - truth).abs().mean((1, 2, 3)) + 0.15 * (1 - ssim(rendered, truth))
