@@ -142,4 +142,3 @@ def turn_picture(picture: Picture, turn: int) -> Picture:
     if turn & 4:
         picture = picture.transpose(1, 0, 2)
     return picture[:: -1 if turn & 1 else 1, :: -1 if turn & 2 else 1]
-
