@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,9 @@ from eguot_sdk.ingest import GAMMA, PLANE_AT, RED_AT, TYPICAL_MATRIX
 from eguot_sdk.pairs import write_pair
 from eguot_sdk.raw import RawFrame
 
+from .crops import PHOTO_SUFFIXES, find_files, load_photo
 from .scenes import make_scene
 
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
 SCENE_SIZE = (480, 640)
 STRIP_ROWS = 256
 """Rows worked on at once; fixed, since the noise is drawn strip by strip."""
@@ -258,29 +259,21 @@ def _rationals(values: NDArray[np.float64]) -> tuple[int, ...]:
     return tuple(part for value in values for part in (round(float(value) * 1_000_000), 1_000_000))
 
 
-def list_photos(folder: Path) -> dict[str, Path]:
-    """Photos of a folder by name, sorted: the stem of the file, with its suffix where two share a stem."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: not a folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in PHOTO_SUFFIXES and p.is_file())
+def photo_names(folder: Path) -> dict[str, Path]:
+    """Photos below a folder by name: the stem of the file, or its whole path in the folder where stems collide."""
+    paths = find_files(folder, PHOTO_SUFFIXES)
     stems = Counter(p.stem for p in paths)
-    return {p.stem if stems[p.stem] == 1 else f"{p.stem}_{p.suffix[1:]}": p for p in paths}
+    return {p.stem if stems[p.stem] == 1 else "_".join(p.relative_to(folder).parts): p for p in paths}
 
 
-def read_photo(path: Path) -> UInt8:
-    """An sRGB photo, upright, as uint8 [H, W, 3]. Raises EguotError for a file that is not a whole picture."""
-    from PIL import Image, ImageOps
-
+def _load(path: Path) -> UInt8:
     try:
-        with Image.open(path) as image:
-            if image.mode not in ("RGB", "L", "P", "RGBA", "LA", "CMYK", "YCbCr", "1"):
-                raise EguotError(f"{path.name}: expected an 8-bit photo, found pixel mode {image.mode}: convert it")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return load_photo(path)
     except EguotError:
         raise
     except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise EguotError(f"{path.name}: not a picture that can be read ({reason:.120})") from error
+        raise EguotError(f"{path.name} is not a readable photo ({reason:.120})") from error
 
 
 @dataclass(frozen=True)
@@ -307,14 +300,12 @@ def synth_folder(
     """
     camera = SynthCamera.from_seed(seed, cfa)
     sources: dict[str, Callable[[], UInt8]] = {}
-    for name, path in (list_photos(srgb) if srgb else {}).items():
-        sources[name] = lambda path=path: read_photo(path)
+    for name, path in (photo_names(srgb) if srgb else {}).items():
+        sources[name] = partial(_load, path)
     for i in range(scenes):
-        sources[f"scene_{i:05d}"] = lambda i=i: make_scene(i, *SCENE_SIZE)
+        sources[f"scene_{i:05d}"] = partial(make_scene, i, *SCENE_SIZE)
     if not sources:
-        raise UsageError(
-            f"{srgb}: no photos ({' '.join(PHOTO_SUFFIXES)})" if srgb else "no photos and no scenes to shoot"
-        )
+        raise UsageError(f"{srgb or 'the call'}: no photos ({' '.join(sorted(PHOTO_SUFFIXES))}) and no scenes to shoot")
     _make_empty(out)
     result = SynthResult([], [])
     for name, problem in _shoot_all(camera, sources, out):
@@ -340,8 +331,7 @@ def _shoot_all(
         return item[0], None
 
     with warnings.catch_warnings(), ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        warnings.simplefilter("ignore")  # broken EXIF in a sound photo
-        warnings.filterwarnings("error", message=".*decompression bomb")  # more than 89 MP: fails, not half the memory
+        warnings.simplefilter("ignore")  # PIL on broken EXIF in sound photos; sizes are bounded by `load_photo`
         yield from pool.map(one, sources.items())
 
 

@@ -1,0 +1,165 @@
+"""Run folders and checkpoints: safetensors with JSON in the header, no pickle, written beside and renamed.
+
+RUN/config.json            the TrainConfig
+RUN/log.jsonl              one object per logged step
+RUN/checkpoints/NNNNNN.safetensors
+    net.* ema.* potential.*       weights
+    opt_net.I.K opt_potential.I.K optimiser state K of parameter I
+    metadata `state`              JSON: step, norms, alignment, cost scales, data hashes
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from eguot_sdk.errors import CheckpointError, UsageError
+
+from .config import TrainConfig
+from .isps import ISPS, IspNet
+
+KEEP = 2
+NAME = re.compile(r"\d{6,}\.safetensors")
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if NAME.fullmatch(p.name)), key=lambda p: int(p.stem))
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file beside its place and rename it, so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint and drop all but the newest two."""
+    folder = run / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{step:06d}.safetensors"
+    temporary = folder / f".{path.name}.part"
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+        temporary,
+        metadata={"state": json.dumps({**state, "step": step})},
+    )
+    with open(temporary, "rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+    for old in checkpoints(run)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and state of a checkpoint. Raises CheckpointError when it is damaged or not ours."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+            state = json.loads(metadata["state"])
+            tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise CheckpointError(f"{path.name}: damaged or not a checkpoint of eguot-sdk ({error})") from error
+    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+        raise CheckpointError(f"{path.name}: its header names no step")
+    return tensors, state
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with `prefix.` before their names."""
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def part(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `prefixed`: those of one prefix, without it."""
+    return {key[len(prefix) + 1 :]: value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Optimiser state as flat tensors I.K."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if isinstance(v, Tensor)}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedRun:
+    """A trained network and what made it."""
+
+    net: IspNet
+    """EMA weights, eval mode, on the CPU."""
+    config: TrainConfig
+    step: int
+    spec_fields: dict[str, Any]
+    """Fields of IspSpec that the run decides."""
+    state: dict[str, Any]
+    """State of the checkpoint: alignment, cost scales, data hashes."""
+
+
+def build_isp(name: str) -> IspNet:
+    """A new network by its command-line name."""
+    if name not in ISPS:
+        raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}")
+    return ISPS[name]()
+
+
+def load_run(run: Path) -> LoadedRun:
+    """The newest checkpoint of a run folder. Raises CheckpointError with what is missing."""
+    run = Path(run)
+    config_path = run / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{run} is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote")
+    config = TrainConfig.from_json(config_path.read_text())
+    found = checkpoints(run)
+    if not found:
+        raise CheckpointError(f"{run} holds no checkpoint yet: let training reach its first one")
+    tensors, state = read_checkpoint(found[-1])
+    net = build_isp(config.isp)
+    load_weights(net, part("ema", tensors), found[-1].name)
+    fields = {
+        "architecture": config.isp,
+        "parameters": net.parameter_count(),
+        "halo": net.halo,
+        "multiple": net.multiple,
+        "global_context": net.global_context,
+        "color_input": config.color_input,
+    }
+    return LoadedRun(net.eval(), config, state["step"], fields, state)
+
+
+def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Strict load: a missing, extra or misshapen tensor is an error naming it."""
+    try:
+        net.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise CheckpointError(f"{where}: weights do not fit the network ({reason})") from error

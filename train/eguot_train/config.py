@@ -1,0 +1,159 @@
+"""TrainConfig: everything that decides a run, frozen and typed; saved as JSON with the run, unknown keys refused.
+
+`for_machine` gives the defaults of a mode on this machine; `with_settings` applies `--set KEY=VALUE`. Schedules
+are fractions of `steps`. Crops are in packed pixels (64 means 128x128 output pixels).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.spec import ColorInput
+
+from .psi import Family
+
+Mode = Literal["unpaired", "paired", "mixed", "supervised"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One run. Folders are recorded as given; results name data by hash (`config.json`: `data`)."""
+
+    mode: Mode
+    isp: str = "qisp-s"
+    """Name of the architecture, as `eguot-sdk isps` lists it."""
+    raw: str | None = None
+    """Folder of raws (unpaired, mixed)."""
+    srgb: str | None = None
+    """Folder of target photos (unpaired, mixed)."""
+    pairs: str | None = None
+    """Folder of pairs (paired, mixed, supervised)."""
+    val: str | None = None
+    """Folder of pairs scored along the way; never used to choose or stop."""
+    init: str | None = None
+    """Run whose EMA weights the network starts from."""
+    color_input: ColorInput = "srgb"
+    """Whether ingest applies the camera matrix."""
+    steps: int = 3000
+    seed: int = 0
+    batch: int = 8
+    """Crops per step of each kind (unpaired raws, target photos, pseudo-pairs, pairs)."""
+    crop: int = 64
+    """Side of a crop in packed pixels."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    lr: float = 1e-3
+    """Adam learning rate of the network; cosine to 2% of it."""
+    lr_potential: float = 1e-4
+    """Adam learning rate of the potential; cosine to 10% of it."""
+    ema: float = 0.999
+    """Decay of the weight average, warmed up from step 1."""
+    transport: float = 0.25
+    """Share of the transport term: norm of its image gradient over the fidelity term's. 0 switches it off."""
+    pseudo: float = 1.0
+    """Weight of the pseudo-pair term in unpaired and mixed mode. 0 switches it off."""
+    weighted_alignment: bool = True
+    """Weight the reference alignment by unbalanced transport in colour space."""
+    psi_source: Family = "linear"
+    psi_target: Family = "softplus"
+    alpha: float = 1.0
+    """Strength of both divergences after warm-up."""
+    alpha_start: float = 10.0
+    """Strength at the first step (near balanced); falls to `alpha` over `alpha_fraction` of the steps."""
+    alpha_fraction: float = 0.1
+    cost_strength: float = 4.0
+    """Cost of unrelated content in units of the divergence."""
+    cost_weights: tuple[float, float, float, float] = (0.0, 0.25, 0.10, 0.65)
+    """Shares of pixels (C0), low-pass (C1), mean colour (DC) and structure (C2)."""
+    potential_width: int = 16
+    r1: float = 1.0
+    """Weight gamma of the gradient penalty on v at real targets."""
+    r1_every: int = 8
+    warmup: float = 0.05
+    """Fraction of the steps before the transport term acts on the network."""
+    checkpoint_every: int = 250
+    val_every: int = 500
+    sheet_every: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UsageError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        for key in ("steps", "batch", "crop", "checkpoint_every", "val_every", "sheet_every", "r1_every", "potential_width"):
+            if getattr(self, key) < 1:
+                raise UsageError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.crop % 2 or self.crop < 24:
+            raise UsageError(f"crop must be an even number of at least 24 packed pixels, not {self.crop}")
+        for key in ("alpha_fraction", "warmup", "ema"):
+            if not 0 <= getattr(self, key) <= 1:
+                raise UsageError(f"{key} must be in 0..1, not {getattr(self, key)}")
+        for key in ("transport", "pseudo", "r1", "cost_strength"):
+            if getattr(self, key) < 0:
+                raise UsageError(f"{key} must not be negative, not {getattr(self, key)}")
+        for key in ("lr", "lr_potential", "alpha", "alpha_start"):
+            if not getattr(self, key) > 0:
+                raise UsageError(f"{key} must be positive, not {getattr(self, key)}")
+
+    @property
+    def unpaired(self) -> bool:
+        """Whether the run draws raws and photos of different scenes."""
+        return self.mode in ("unpaired", "mixed")
+
+    @property
+    def paired(self) -> bool:
+        """Whether the run draws aligned pairs."""
+        return self.mode != "unpaired"
+
+    def to_json(self) -> str:
+        """JSON that `from_json` reads back to an equal config."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> TrainConfig:
+        """Read a saved config. Raises CheckpointError on unknown keys or wrong kinds."""
+        try:
+            data = json.loads(text)
+            known = {f.name for f in dataclasses.fields(cls)}
+            unknown = sorted(set(data) - known)
+            if unknown:
+                raise CheckpointError(f"config: unknown key {unknown[0]!r}")
+            if "cost_weights" in data:
+                data["cost_weights"] = tuple(data["cost_weights"])
+            return cls(**data)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"config: not a run's config.json ({error})") from error
+
+    def with_settings(self, settings: Iterable[str]) -> TrainConfig:
+        """A copy with `KEY=VALUE` settings applied, each value read as the key's type."""
+        hints = get_type_hints(type(self))
+        changes: dict[str, Any] = {}
+        for setting in settings:
+            key, equals, value = setting.partition("=")
+            if not equals or key not in hints:
+                raise UsageError(f"--set takes KEY=VALUE with KEY one of {', '.join(sorted(hints))}; got {setting!r}")
+            changes[key] = _parse(key, value, hints[key])
+        return dataclasses.replace(self, **changes)
+
+
+def _parse(key: str, value: str, kind: Any) -> Any:
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
+        if kind in (int, float):
+            return kind(value)
+        if get_origin(kind) is tuple:
+            numbers = tuple(float(v) for v in value.split(","))
+            if len(numbers) != len(get_args(kind)):
+                raise ValueError
+            return numbers
+        if get_origin(kind) is Literal:
+            if value not in get_args(kind):
+                raise ValueError
+            return value
+        return value
+    except (ValueError, KeyError):
+        raise UsageError(f"--set {key}: {value!r} is not a valid {getattr(kind, '__name__', kind)}") from None

@@ -1,0 +1,493 @@
+"""The training loop: one function from a config to a run folder, read top to bottom.
+
+Each step: the potential sees renderings T(x) and targets y (METHOD.md 1.2); then the network takes one step on
+fidelity (pairs, or pseudo-pairs weighted by w(y)) plus transport c(x, T(x)) - v(T(x)). Terms are balanced by the
+norm of their gradient on the rendered picture, so `transport` is a share and not a weight to be tuned per data set.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eguot_sdk.errors import CheckpointError, EguotError, UsageError
+from eguot_sdk.metrics import psnr
+from eguot_sdk.pairs import list_pairs
+
+from .checkpoint import (
+    build_isp,
+    checkpoints,
+    load_run,
+    load_weights,
+    optimizer_tensors,
+    part,
+    prefixed,
+    read_checkpoint,
+    restore_optimizer,
+    save_checkpoint,
+    write_file,
+)
+from .config import TrainConfig
+from .cost import Cost
+from .data.batches import Batch, Batches, Sources, load_sources, pictures
+from .data.crops import PhotoCrops
+from .losses import pair_loss, supervised_loss
+from .potential import Potential, gradient_penalty
+from .psi import Psi
+from .reference import Alignment, Reference, fit_alignment
+from .render import frame_planes, render_frame
+from .sheet import save_sheet
+
+LOG_EVERY = 10
+NORM_DECAY = 0.98
+WEIGHT_LIMITS = (0.01, 100.0)
+LINEAR_PULL = 1e-3
+"""Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
+
+
+class TrainingDiverged(EguotError):
+    """The run stopped because a health gate tripped; the last checkpoint is whole."""
+
+
+@dataclass(slots=True)
+class Fixed:
+    """What is fitted once before the first step and then frozen."""
+
+    alignment: Alignment
+    cost: Cost
+    pair_scale: float
+    """Median pair loss between unrelated pictures, so pair costs and transport costs share one scale."""
+
+
+def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callable[[str], None] | None = None) -> Path:
+    """Train as `config` says into the run folder `out`, and return it.
+
+    `resume` continues the run in `out` with the config saved there. Raises UsageError when `out` exists and
+    `resume` is not given, TrainingDiverged when a health gate trips.
+    """
+    out = Path(out)
+    echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
+    config, start, tensors, state = _open_run(config, out, resume)
+    if start >= config.steps:
+        echo(f"{out.name}: already trained {start} steps, nothing to do")
+        return out
+    device = torch.device(config.device)
+    sources = load_sources(config)
+    for line in sources.skipped:
+        echo(f"skipped {line}")
+    if state and state["data"] != sources.hashes:
+        raise UsageError(f"{out.name}: its data folders have changed since it started; restore them or start a new run")
+
+    torch.manual_seed(config.seed)
+    net, ema, potential = build_isp(config.isp), build_isp(config.isp), Potential(config.potential_width)
+    if config.init is not None:
+        load_weights(net, load_init(config), config.init)
+    ema.load_state_dict(net.state_dict())
+    fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
+    norms: dict[str, float] = dict(state.get("norms", {}))
+    for module in (net, ema, potential):
+        module.to(device)
+    ema.requires_grad_(False)
+    opt_net = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
+    opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
+    if tensors:
+        for name, module in (("net", net), ("ema", ema), ("potential", potential)):
+            load_weights(module, part(name, tensors), "checkpoint")
+        restore_optimizer(opt_net, part("opt_net", tensors))
+        restore_optimizer(opt_potential, part("opt_potential", tensors))
+
+    reference = Reference(fixed.alignment)
+    psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
+    batches = Batches(config, sources, fixed.alignment)
+    log = RunLog(out, start, config.steps, echo)
+    for step, batch in batches.stream(start, config.steps):
+        batch = _to(batch, device)
+        _set_rates(config, step, opt_net, opt_potential)
+        alpha = _alpha(config, step)
+        psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
+        logged: dict[str, Any] = {}
+        weights = None
+        if config.transport > 0 and config.mode != "supervised":
+            weights = _potential_step(
+                config, step, batch, net, potential, opt_potential, reference, fixed, psi_source, psi_target, logged
+            )
+        _map_step(config, step, batch, net, potential, opt_net, reference, fixed, norms, weights, logged)
+        _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
+        _check_health(logged, step)
+
+        done = step + 1
+        log.add(done, logged)
+        if config.val and (done % config.val_every == 0 or done == config.steps):
+            log.write(done, {"val_psnr_db": validate(ema, config)})
+        if done % config.sheet_every == 0 or done == config.steps:
+            save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
+        if done % config.checkpoint_every == 0 or done == config.steps:
+            log.flush()
+            kept = {
+                **prefixed("net", net.state_dict()),
+                **prefixed("ema", ema.state_dict()),
+                **prefixed("potential", potential.state_dict()),
+                **prefixed("opt_net", optimizer_tensors(opt_net)),
+                **prefixed("opt_potential", optimizer_tensors(opt_potential)),
+            }
+            save_checkpoint(out, done, kept, _state(fixed, norms, sources))
+    log.close()
+    return out
+
+
+def _open_run(config: TrainConfig, out: Path, resume: bool) -> tuple[TrainConfig, int, dict[str, Tensor], dict[str, Any]]:
+    """Create the run folder, or find where to go on: config, first step, checkpoint tensors and state."""
+    if not resume:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "config.json", config.to_json().encode())
+        return config, 0, {}, {}
+    if not (out / "config.json").is_file():
+        raise CheckpointError(f"{out} is not a run folder (no config.json), so there is nothing to resume")
+    saved = TrainConfig.from_json((out / "config.json").read_text())
+    if saved.mode != config.mode:
+        raise UsageError(f"{out.name} is a {saved.mode} run and cannot be resumed as {config.mode}")
+    found = checkpoints(out)
+    if not found:
+        return saved, 0, {}, {}
+    tensors, state = read_checkpoint(found[-1])
+    return saved, int(state["step"]), tensors, state
+
+
+def load_init(config: TrainConfig) -> dict[str, Tensor]:
+    """EMA weights of the run named by `config.init`, checked to be of the same architecture and colour input."""
+    run = load_run(Path(str(config.init)))
+    if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
+        raise UsageError(
+            f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "
+            f"this run is {config.isp} on {config.color_input}"
+        )
+    return dict(run.net.state_dict())
+
+
+def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
+    """Alignment from colour samples; cost scales from unrelated references and targets."""
+    if not config.unpaired:
+        return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
+    source, target = colour_samples(config, sources)
+    alignment = fit_alignment(source, target, weighted=config.weighted_alignment)
+    count = replace(config, pseudo=0.0, batch=32, mode="unpaired")
+    batch = Batches(count, sources, alignment).at(-1 & 0x7FFFFFFF)
+    assert batch.raw_v is not None and batch.target is not None
+    references = Reference(alignment)(batch.raw_v)
+    cost = Cost(config.cost_strength, config.cost_weights).calibrate(references, batch.target)
+    with torch.no_grad():
+        pair_scale = float(pair_loss(references, batch.target).median())
+    return Fixed(alignment, cost, pair_scale)
+
+
+def colour_samples(config: TrainConfig, sources: Sources) -> tuple[Tensor, Tensor]:
+    """Colours [N, 3] of the unaligned R(raws) and of the targets: means over 8x8 output pixels, at most 400 a picture."""
+    rng = np.random.default_rng(config.seed)
+    found: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for frame in sources.frames:
+        planes, _ = frame_planes(frame, config.color_input, 0, 4)
+        half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
+        found[0].append(_block_means(half, 4, rng))
+    for photo in sources.photos:
+        found[1].append(_block_means(pictures([photo]), 8, rng))
+    return torch.cat(found[0]), torch.cat(found[1])
+
+
+def _block_means(rgb: Tensor, block: int, rng: np.random.Generator) -> Tensor:
+    means = torch.nn.functional.avg_pool2d(rgb, block)[0].reshape(3, -1).T
+    return means[torch.from_numpy(rng.permutation(len(means))[:400])]
+
+
+def _fixed_from_state(config: TrainConfig, state: dict[str, Any]) -> Fixed:
+    saved = state["fixed"]
+    chroma = saved["chroma"]
+    return Fixed(
+        Alignment(tuple(saved["tone"]), ((chroma[0][0], chroma[0][1]), (chroma[1][0], chroma[1][1]))),
+        Cost(config.cost_strength, config.cost_weights, tuple(saved["cost_scales"])),
+        saved["pair_scale"],
+    )
+
+
+def _state(fixed: Fixed, norms: dict[str, float], sources: Sources) -> dict[str, Any]:
+    return {
+        "norms": norms,
+        "data": sources.hashes,
+        "fixed": {
+            "tone": fixed.alignment.tone,
+            "chroma": fixed.alignment.chroma,
+            "cost_scales": fixed.cost.scales,
+            "pair_scale": fixed.pair_scale,
+        },
+    }
+
+
+def _potential_step(
+    config: TrainConfig,
+    step: int,
+    batch: Batch,
+    net: torch.nn.Module,
+    potential: Potential,
+    optimizer: torch.optim.Optimizer,
+    reference: Reference,
+    fixed: Fixed,
+    psi_source: Psi,
+    psi_target: Psi,
+    logged: dict[str, Any],
+) -> Tensor:
+    """One step of v on fakes and reals; returns the targets' outlier weights w(y), mean 1."""
+    fakes, costs, reals = [], [], []
+    with torch.no_grad():
+        if batch.raw_v is not None and batch.target is not None:
+            rendered = net(batch.raw_v)
+            fakes.append(rendered)
+            costs.append(fixed.cost(reference(batch.raw_v), rendered))
+            reals.append(batch.target)
+        if batch.pair_raw is not None and batch.pair_truth is not None:
+            rendered = net(batch.pair_raw)
+            fakes.append(rendered)
+            costs.append(config.cost_strength / fixed.pair_scale * pair_loss(rendered, batch.pair_truth))
+            reals.append(batch.pair_truth)
+    real = torch.cat(reals)
+    v_fake, v_real = potential(torch.cat(fakes)), potential(real)
+    cost = torch.cat(costs)
+    loss = psi_source.star(v_fake - cost).mean() + psi_target.star(-v_real).mean()
+    if psi_source.family == psi_target.family == "linear":
+        loss = loss + LINEAR_PULL * torch.cat([v_fake, v_real]).mean().square()
+    if config.r1 > 0 and step % config.r1_every == 0:
+        loss = loss + config.r1_every * config.r1 / 2 * gradient_penalty(potential, real)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(potential.parameters(), 1.0)
+    optimizer.step()
+    weights = psi_target.dstar(-v_real.detach())
+    logged.update(
+        loss_v=float(loss.detach()), v_fake=float(v_fake.detach().mean()), v_real=float(v_real.detach().mean()),
+        cost=float(cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
+    )  # fmt: skip
+    return weights / weights.mean().clamp(min=1e-6)
+
+
+def _map_step(
+    config: TrainConfig,
+    step: int,
+    batch: Batch,
+    net: torch.nn.Module,
+    potential: Potential,
+    optimizer: torch.optim.Optimizer,
+    reference: Reference,
+    fixed: Fixed,
+    norms: dict[str, float],
+    weights: Tensor | None,
+    logged: dict[str, Any],
+) -> None:
+    """One step of the network on fidelity and transport.
+
+    All renderings come from one forward pass; every term's gradient is taken on the picture, the terms are
+    balanced there, and the sum goes back through the network once.
+    """
+    inputs = [x for x in (batch.raw_t, batch.pseudo, batch.pair_raw) if x is not None]
+    rendered = net(torch.cat(inputs))
+    leaf = rendered.detach().requires_grad_(True)
+    parts = iter(leaf.split([len(x) for x in inputs]))
+    t_raw = next(parts) if batch.raw_t is not None else None
+    t_pseudo = next(parts) if batch.pseudo is not None else None
+    t_pair = next(parts) if batch.pair_raw is not None else None
+
+    terms: list[tuple[str, Tensor, float]] = []  # name, loss, share of the fidelity term's gradient norm
+    fidelity = leaf.new_zeros(())
+    if t_pair is not None and batch.pair_truth is not None:
+        if config.mode == "supervised":
+            fidelity = fidelity + supervised_loss(t_pair, batch.pair_truth).mean()
+        else:
+            weight = 1.0 if weights is None else weights[-len(t_pair) :]
+            fidelity = fidelity + (weight * pair_loss(t_pair, batch.pair_truth)).mean()
+    if t_pseudo is not None and batch.target is not None:
+        weight = 1.0 if weights is None else weights[: len(t_pseudo)]
+        fidelity = fidelity + config.pseudo * (weight * pair_loss(t_pseudo, batch.target)).mean()
+    if fidelity.requires_grad:
+        terms.append(("fidelity", fidelity, 1.0))
+    if step >= config.warmup * config.steps and weights is not None:
+        transport = leaf.new_zeros(())
+        if t_raw is not None and batch.raw_t is not None:
+            cost = fixed.cost(reference(batch.raw_t), t_raw)
+            transport = transport + (cost - potential(t_raw)).mean()
+        if t_pair is not None:
+            transport = transport - potential(t_pair).mean()
+        terms.append(("transport", transport, config.transport))
+    elif t_raw is not None and not terms:  # no fidelity term yet: start from the reference rendering
+        assert batch.raw_t is not None
+        terms.append(("warmup", (t_raw - reference(batch.raw_t)).abs().mean(), 1.0))
+
+    total = torch.zeros_like(leaf)
+    for name, loss, share in terms:
+        (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
+        norm = float(gradient.norm())
+        norms[name] = norm if name not in norms else NORM_DECAY * norms[name] + (1 - NORM_DECAY) * norm
+        weight = share * norms[terms[0][0]] / max(norms[name], 1e-12) if len(terms) > 1 else 1.0
+        total += gradient * (min(max(weight, WEIGHT_LIMITS[0]), WEIGHT_LIMITS[1]) if name != terms[0][0] else 1.0)
+        logged[f"loss_{name}"] = float(loss.detach())
+    optimizer.zero_grad(set_to_none=True)
+    rendered.backward(total)
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    optimizer.step()
+
+
+def _set_rates(config: TrainConfig, step: int, opt_net: torch.optim.Optimizer, opt_potential: torch.optim.Optimizer) -> None:
+    cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
+    for optimizer, rate, floor in ((opt_net, config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * (floor + (1 - floor) * cosine)
+
+
+def _alpha(config: TrainConfig, step: int) -> float:
+    """Strength of the divergences: from `alpha_start` to `alpha` geometrically over the first fraction."""
+    progress = 1.0 if config.alpha_fraction == 0 else min(1.0, step / (config.alpha_fraction * config.steps))
+    return float(config.alpha_start ** (1 - progress) * config.alpha**progress)
+
+
+def _update_ema(ema: torch.nn.Module, net: torch.nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        for kept, now in zip(ema.parameters(), net.parameters(), strict=True):
+            kept.lerp_(now, 1 - decay)
+
+
+def _check_health(logged: dict[str, Any], step: int) -> None:
+    for key, value in logged.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(f"step {step}: {key} is {value}; lower --set lr or transport and start again")
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    moved = {
+        key: getattr(batch, key).to(device, non_blocking=True)
+        for key in ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
+        if getattr(batch, key) is not None
+    }
+    return replace(batch, **moved)
+
+
+def validate(net: Any, config: TrainConfig) -> float:
+    """Mean PSNR in dB of a network over the pairs of `config.val`."""
+    scores = [psnr(render_frame(net, p.frame(), config.color_input), p.truth()) for p in list_pairs(Path(str(config.val)))]
+    return float(np.mean(scores))
+
+
+def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Reference) -> list[list[np.ndarray]]:
+    """Rows of pictures for a sample sheet: R(x), T(x) and, where known, the truth; last a row of targets."""
+    rows: list[list[np.ndarray]] = []
+    side = 320
+    frames = sources.frames[:4] if config.unpaired else [p.frame() for p in sources.pairs[:4]]
+    for i, frame in enumerate(frames):
+        planes, (y, x) = frame_planes(frame, config.color_input, ema.halo, ema.multiple)
+        with torch.no_grad():
+            pictures_ = [reference(planes)[0], ema(planes.to(next(ema.parameters()).device))[0]]
+        y, x = y + max(0, frame.height - side) // 2, x + max(0, frame.width - side) // 2
+        y, x = y - y % 2, x - x % 2
+        row = [_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
+        if not config.unpaired:
+            top, left = max(0, frame.height - side) // 2, max(0, frame.width - side) // 2
+            row.append(sources.pairs[i].truth()[top : top + side, left : left + side])
+        rows.append(row)
+    if sources.photos:
+        crops = PhotoCrops(sources.photos, min(side, *(min(p.shape[:2]) for p in sources.photos)) // 2)
+        rows.append([crops.sample(np.random.default_rng([config.seed, i]))[0] for i in range(3)])
+    return rows
+
+
+def _uint8(rgb: Tensor) -> np.ndarray:
+    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+class RunLog:
+    """log.jsonl, TensorBoard where installed, and the progress shown to a person."""
+
+    def __init__(self, run: Path, start: int, steps: int, echo: Callable[[str], None]) -> None:
+        self._path = run / "log.jsonl"
+        kept = []
+        if self._path.is_file():  # a resumed run repeats the steps after its checkpoint
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= start]
+        write_file(self._path, "".join(line + "\n" for line in kept).encode())
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = _tensorboard(run)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._started, self._first, self._steps, self._echo = time.monotonic(), start, steps, echo
+        self._bar = _bar(start, steps)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Gather one step's values; write their means every ten steps."""
+        for key, value in values.items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._count += 1
+        if self._bar is not None:
+            self._bar.update(1)
+        if step % LOG_EVERY == 0 or step == self._steps:
+            means = {key: value / self._count for key, value in self._sums.items()}
+            self.write(step, means)
+            self._sums, self._count = {}, 0
+            if self._bar is not None:
+                self._bar.set_postfix({k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")})
+            elif step % (25 * LOG_EVERY) == 0 or step == self._steps:
+                rate = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+                shown = "  ".join(f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss"))
+                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s  {shown}")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of log.jsonl."""
+        rounded = {key: round(value, 6) for key, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+        if "val_psnr_db" in values and self._bar is None:
+            self._echo(f"step {step}/{self._steps}  validation {values['val_psnr_db']:.2f} dB")
+
+    def flush(self) -> None:
+        """Bring the log on disk, before a checkpoint."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a line cut by a kill
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def _bar(start: int, steps: int) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
