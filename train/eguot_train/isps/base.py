@@ -7,6 +7,7 @@ what gets converted; the shuffle itself is appended by the converter as one DEPT
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -38,3 +39,26 @@ class IspNet(nn.Module):
     def parameter_count(self) -> int:
         """Number of weights and biases."""
         return sum(p.numel() for p in self.parameters())
+
+
+def macs_per_pixel(net: IspNet, side: int = 128) -> float:
+    """Multiply-adds per output pixel, counted over the convolutions and linear layers of one forward pass."""
+    total = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += module.weight.numel() * (output.numel() // module.out_features)
+        elif isinstance(module, nn.Conv2d):
+            total += module.weight.numel() * output.shape[2] * output.shape[3]
+        elif isinstance(module, nn.ConvTranspose2d):
+            total += module.weight.numel() * inputs[0].shape[2] * inputs[0].shape[3]
+
+    handles = [m.register_forward_hook(count) for m in net.modules()]
+    try:
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 4, side, side))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total / (4 * side * side)

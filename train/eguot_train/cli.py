@@ -1,0 +1,84 @@
+"""The commands `train` and `isps`. Flags choose and locate; everything else is a key of TrainConfig (`--set`)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+@click.command()
+@click.argument("mode", type=click.Choice(["unpaired", "paired", "mixed", "supervised"]))
+@click.option("--raw", type=click.Path(path_type=Path), help="Folder of raws (unpaired, mixed).")
+@click.option("--srgb", type=click.Path(path_type=Path), help="Folder of photos with the look you want (unpaired, mixed).")
+@click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs (paired, mixed, supervised).")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create.")
+@click.option("--isp", help="Architecture, one of `eguot-sdk isps`.  [default: qisp-s]")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]")
+@click.option("--seed", type=int, help="Seed of weights and batches.  [default: 0]")
+@click.option("--val", type=click.Path(path_type=Path), help="Folder of pairs to score along the way.")
+@click.option("--init", help="Run to start from, or `default` for the network behind the default ISP.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out with its own config.")
+def train(
+    mode: Any,
+    raw: Path | None,
+    srgb: Path | None,
+    pairs: Path | None,
+    out: Path,
+    isp: str | None,
+    steps: int | None,
+    seed: int | None,
+    val: Path | None,
+    init: str | None,
+    settings: tuple[str, ...],
+    resume: bool,
+) -> None:
+    """Train an ISP into the run folder --out.
+
+    unpaired: raws and photos of different scenes. paired: aligned pairs, with transport. mixed: both.
+    supervised: pairs and a plain loss, as a baseline.
+    """
+    from .recipes import for_machine
+    from .trainer import train as run
+
+    given = {
+        "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
+    }  # fmt: skip
+    fields = {key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None}
+    config = for_machine(mode, **fields).with_settings(settings)
+    run(config, out, resume=resume)
+    click.echo(f"trained {out}", err=True)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def isps(as_json: bool) -> None:
+    """List the architectures: parameters, multiply-adds per output pixel, halo, whether mobile-safe."""
+    from .isps import ISPS
+    from .isps.base import macs_per_pixel
+
+    rows = []
+    for name, build in ISPS.items():
+        net = build()
+        rows.append(
+            {
+                "name": name,
+                "parameters": net.parameter_count(),
+                "macs_per_pixel": macs_per_pixel(net),
+                "halo": net.halo,
+                "global_context": net.global_context,
+                "mobile_safe": net.mobile_safe,
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    click.echo(f"{'name':<14}{'parameters':>12}{'MAC/pixel':>12}{'halo':>6}  mobile-safe")
+    for row in rows:
+        click.echo(
+            f"{row['name']:<14}{row['parameters']:>12,}{row['macs_per_pixel']:>12,.0f}{row['halo']:>6}  "
+            f"{'yes' if row['mobile_safe'] else 'no'}"
+        )
