@@ -7,19 +7,30 @@ not subtracted, white balance and matrix are carried along. Demosaicing and defa
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import RawError
+from . import libraw
+from .ciff import read_ciff
+from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif, tag_matrix
+from .errors import CorruptRaw, RawError, UnsupportedRaw
+from .tiff import Tiff, read_tiff
 
 CFA_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 MIN_SIDE = 4
 MAX_PIXELS = 400_000_000
+MAX_FILE_BYTES = 2**30
+# Tags hold fractions where LibRaw keeps whole counts, and LibRaw averages patterns by its own rounding.
+LEVEL_TOLERANCE = 2.0
 
 Four = tuple[float, float, float, float]
 Three = tuple[float, float, float]
@@ -112,6 +123,198 @@ class RawFrame:
                 "pixel_aspect": "default: square",
             },
         )
+
+
+def read_raw(source: str | Path | bytes | BinaryIO) -> RawFrame:
+    """Read a camera's raw file: its visible Bayer mosaic with levels, colour and orientation.
+
+    `source`: a path, the bytes of a file, or an open binary file. Raises UnsupportedRaw for a whole file that is no
+    Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened; the message begins with the name.
+    """
+    with _opened(source) as (stream, decodable, name):
+        try:
+            return _read(stream, decodable, name)
+        except RawError as error:
+            raise type(error)(f"{name}: {error}") from error.__cause__
+
+
+@contextmanager
+def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, Path | BinaryIO, str]]:
+    """A seekable stream for tags, what LibRaw opens, and a name for messages."""
+    if isinstance(source, str | Path):
+        path = Path(source)
+        if not path.is_file():
+            raise RawError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a raw file")
+        try:
+            stream: BinaryIO = path.open("rb")
+        except OSError as error:
+            raise RawError(f"{path}: cannot be opened ({error.strerror})") from error
+        with stream:
+            yield stream, path, str(path)
+        return
+    data = source if isinstance(source, bytes) else source.read(MAX_FILE_BYTES + 1)
+    name = "raw data" if isinstance(source, bytes) else str(getattr(source, "name", "raw data"))
+    buffer = io.BytesIO(data)
+    yield buffer, buffer, name
+
+
+def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str) -> RawFrame:
+    file_bytes = stream.seek(0, os.SEEK_END)
+    if file_bytes > MAX_FILE_BYTES:
+        raise RawError(f"a file of {file_bytes} bytes; at most {MAX_FILE_BYTES} are read")
+    stream.seek(0)
+    kind = _kind(stream.read(64))
+    if kind is not None and kind.endswith("Foveon"):
+        raise UnsupportedRaw("a Foveon X3F raw, which has no Bayer mosaic: it cannot be developed")
+    tiff = read_tiff(stream)
+    if tiff is not None and not any(ifd.tags for ifd in tiff.ifds):
+        raise CorruptRaw("a TIFF header without a picture: it is cut short, copy it again from the camera")
+    tags = read_raw_tags(tiff) if tiff else RawTags()
+    try:
+        picture = libraw.decode(decodable, file_bytes=file_bytes, max_pixels=MAX_PIXELS)
+    except RawError as error:
+        if kind is not None:
+            raise UnsupportedRaw(f"{kind}, not a camera raw: give the raw file of the camera") from error
+        raise
+    _compare(picture, tags)
+    if not tags.whole:
+        _check_filled(picture)
+    exif = tag_exif(tiff) if tiff else read_ciff(stream)
+    if tiff is None or not tiff.is_dng:
+        exif = picture.exif | exif
+    return _frame(picture, tags, tiff, exif, name)
+
+
+def _kind(head: bytes) -> str | None:
+    """What a file that is no raw looks like from its first bytes; None: nothing known."""
+    if not head:
+        return "an empty file"
+    for magic, kind in (
+        (b"\xff\xd8\xff", "a JPEG picture"),
+        (b"\x89PNG", "a PNG picture"),
+        (b"GIF8", "a GIF picture"),
+        (b"FOVb", "Foveon"),
+        (b"%PDF", "a PDF document"),
+        (b"PK\x03\x04", "a ZIP archive"),
+    ):
+        if head.startswith(magic):
+            return kind
+    if all(9 <= b <= 13 or 32 <= b < 127 for b in head):
+        return "a text file"
+    return None
+
+
+def _compare(picture: libraw.LibRawPicture, tags: RawTags) -> None:
+    """Refuse a file whose tags contradict what LibRaw made of it."""
+    if tags.cfa is not None:
+        expected = _shifted(tags.cfa, picture, tags)
+        if "".join(expected) != picture.cfa:
+            raise CorruptRaw(
+                f"the tag CFAPattern says {''.join(expected)} but LibRaw {picture.cfa}: the file contradicts itself"
+            )
+    # As sets: LibRaw moves an odd active area to even rows and columns but leaves the pattern of blacks behind.
+    if tags.black is not None and _apart(sorted(tags.black), sorted(picture.black)):
+        raise CorruptRaw(
+            f"the tag BlackLevel says {_list(tags.black)} but LibRaw {_list(picture.black)}: the file contradicts itself"
+        )
+    if tags.white is not None and _apart([tags.white] * 4, list(picture.white)):
+        raise CorruptRaw(
+            f"the tag WhiteLevel says {tags.white:g} but LibRaw {_list(picture.white)}: the file contradicts itself"
+        )
+
+
+def _apart(left: Sequence[float], right: Sequence[float]) -> bool:
+    return any(abs(a - b) > LEVEL_TOLERANCE for a, b in zip(left, right, strict=True))
+
+
+def _list(values: Sequence[float]) -> str:
+    return f"{values[0]:g}" if len(set(values)) == 1 else ", ".join(f"{v:g}" for v in values)
+
+
+def _shifted(cell: Sequence[Any], picture: libraw.LibRawPicture, tags: RawTags) -> list[Any]:
+    """A 2x2 pattern that begins at the active area, as it is seen from the visible area."""
+    dy, dx = picture.margin[0] - tags.origin[0], picture.margin[1] - tags.origin[1]
+    return [cell[2 * ((y + dy) % 2) + (x + dx) % 2] for y in (0, 1) for x in (0, 1)]
+
+
+def _check_filled(picture: libraw.LibRawPicture) -> None:
+    """Refuse a mosaic that ends in zeros, which is what decoders leave where data ran out.
+
+    A sensor with a black level above zero gives no zeros; one without gives noise, so not whole rows of them.
+    """
+    rows = max(picture.mosaic.shape[0] // 16, 2)
+    tail = picture.mosaic[-rows:]
+    share = float(np.mean(tail == 0))
+    if share > (0.5 if min(picture.black) >= 4 else 0.999):
+        raise CorruptRaw(
+            f"{share:.0%} of its last {rows} rows are exactly zero: pixel data is missing, copy it again from the camera"
+        )
+
+
+def _frame(
+    picture: libraw.LibRawPicture,
+    tags: RawTags,
+    tiff: Tiff | None,
+    exif: Mapping[str, str | int | float],
+    name: str,
+) -> RawFrame:
+    origins = {"mosaic": "LibRaw", "cfa": "LibRaw", "black": "LibRaw", "white": picture.white_origin}
+    origins |= {"orientation": "LibRaw", "pixel_aspect": "LibRaw"}
+    black, white = picture.black, picture.white
+    if tags.cfa is not None:
+        origins["cfa"] = "tag CFAPattern, LibRaw agrees"
+    if tags.black is not None:
+        black = _by_plane(_shifted(tags.black, picture, tags), picture.cfa)
+        origins["black"] = "tag BlackLevel, LibRaw agrees"
+    if tags.white is not None:
+        white = (tags.white,) * 4
+        origins["white"] = "tag WhiteLevel, LibRaw agrees"
+    balance, origins["white_balance"] = _balance(picture, tiff)
+    matrix, origins["matrix"] = _matrix(picture, tiff)
+    try:
+        return RawFrame(
+            mosaic=picture.mosaic,
+            cfa=picture.cfa,
+            black=black,
+            white=white,
+            white_balance=balance,
+            matrix=matrix,
+            orientation=picture.orientation,
+            pixel_aspect=picture.pixel_aspect,
+            exif=exif,
+            source=name,
+            origins=origins,
+        )
+    except RawError as error:
+        raise CorruptRaw(str(error)) from error
+
+
+def _by_plane(cell: Sequence[float], cfa: str) -> Four:
+    """Values at [0,0] [0,1] [1,0] [1,1] -> values of R, Gr, Gb, B."""
+    red = cfa.index("R")
+    return cell[red], cell[red ^ 1], cell[red ^ 2], cell[red ^ 3]
+
+
+def _balance(picture: libraw.LibRawPicture, tiff: Tiff | None) -> tuple[Three | None, str]:
+    is_dng = tiff is not None and tiff.is_dng
+    balance = scaled_balance(picture.gains)
+    if balance is None:
+        return None, "absent"
+    if not is_dng and balance == (1.0, 1.0, 1.0):
+        return None, "absent (LibRaw says 1, 1, 1, its word for unknown)"
+    return balance, "tag AsShotNeutral" if is_dng else "LibRaw"
+
+
+def _matrix(picture: libraw.LibRawPicture, tiff: Tiff | None) -> tuple[NDArray[np.float64] | None, str]:
+    """The file's own matrix where it has one that makes sense, else the one LibRaw knows for the camera."""
+    found = tag_matrix(tiff) if tiff is not None and tiff.is_dng else None
+    if found is None and picture.xyz_to_camera is not None:
+        matrix = camera_matrix(picture.xyz_to_camera)
+        found = None if matrix is None else (matrix, "LibRaw's table of cameras")
+    if found is None:
+        return None, "absent"
+    found[0].setflags(write=False)
+    return found
 
 
 def scaled_balance(gains: Sequence[float] | None) -> Three | None:
