@@ -142,16 +142,16 @@ def _fill(rng: np.random.Generator, u: Float32, v: Float32, radius: float, palet
     if kind < 0.25 or radius < 4:
         return colour[None, None, :]
     if kind < 0.55:  # a round thing lit from one side
-        shade = 1 + rng.uniform(0.1, 0.7) * (u * math.cos(kind * 40) + v * math.sin(kind * 40))
+        side = rng.uniform(0, 2 * math.pi)
+        shade = 1 + rng.uniform(0.1, 0.7) * (u * math.cos(side) + v * math.sin(side))
         return np.asarray(np.clip(shade, 0.1, 2.0)[..., None] * colour, np.float32)
     if kind < 0.7:
         other = palette[rng.integers(len(palette))]
         wave = 0.5 + 0.5 * np.clip(rng.uniform(1, 4) * np.sin(u * rng.uniform(3, max(4.0, radius * 0.9))), -1, 1)
         return np.asarray(colour * wave[..., None] + other * (1 - wave[..., None]), np.float32)
-    h, w = u.shape
-    side = len(noise)
-    rows = (np.arange(h) + int(rng.integers(side))) % side
-    cols = (np.arange(w) + int(rng.integers(side))) % side
+    (h, w), period = np.broadcast_shapes(u.shape, v.shape), len(noise)
+    rows = (np.arange(h) + int(rng.integers(period))) % period
+    cols = (np.arange(w) + int(rng.integers(period))) % period
     patch = noise[np.ix_(rows, cols)]
     return np.asarray(np.exp(rng.uniform(0.1, 0.6) * patch)[..., None] * colour, np.float32)
 
