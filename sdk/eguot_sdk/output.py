@@ -1,0 +1,223 @@
+"""Developed pictures to files: JPEG, PNG and TIFF, with an sRGB profile and EXIF, and the turn to upright.
+
+Pictures are uint8 or uint16 [H, W, 3], sRGB, full range. A file appears under its name only when it is whole: it is
+written beside, synced and renamed, and nothing is left behind when that fails.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import OutputError, UsageError
+
+SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff": "tiff"}
+MAX_JPEG_SIDE = 65500
+PNG_BAND_ROWS = 64
+
+Picture = NDArray[np.uint8] | NDArray[np.uint16]
+Exif = Mapping[str, str | int | float]
+
+# EXIF name -> tag; the first group lies in the main IFD, the second in the EXIF IFD.
+MAIN_TAGS = {"Make": 271, "Model": 272, "DateTime": 306, "Artist": 315, "Copyright": 33432}
+EXIF_TAGS = {"ExposureTime": 33434, "FNumber": 33437, "ISO": 34855, "FocalLength": 37386, "LensModel": 42036}
+DATE_TIME_ORIGINAL, ORIENTATION, COLOR_SPACE, EXIF_IFD = 36867, 274, 40961, 34665
+
+
+def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, quality: int = 95) -> Path:
+    """Write uint8 or uint16 [H, W, 3] sRGB to `path`; the suffix chooses .jpg .jpeg .png .tif .tiff.
+
+    `exif`: values by EXIF name (`RawFrame.exif`); names it does not know are left out, orientation is always 1.
+    `quality`: of JPEG, 1 to 100, colour at full resolution. Raises UsageError for a picture or suffix that does not
+    fit and OutputError where the file cannot be written.
+    """
+    path = Path(path)
+    kind = SUFFIXES.get(path.suffix.lower())
+    if kind is None:
+        raise UsageError(f"{path}: the suffix must be one of {', '.join(SUFFIXES)}, not {path.suffix!r}")
+    _check_picture(rgb)
+    if kind == "jpg" and rgb.dtype != np.uint8:
+        raise UsageError(f"{path}: JPEG has 8 bits; write 16 bits as .png or .tiff")
+    if kind == "jpg" and not 1 <= quality <= 100:
+        raise UsageError(f"JPEG quality must be 1 to 100, not {quality}")
+    if kind == "jpg" and max(rgb.shape[:2]) > MAX_JPEG_SIDE:
+        raise UsageError(f"{path}: JPEG holds at most {MAX_JPEG_SIDE} pixels a side; write .png or .tiff")
+    with written_beside(path) as file:
+        if kind == "tiff":
+            _write_tiff(file, rgb, exif or {})
+        elif kind == "png" and rgb.dtype == np.uint16:
+            _write_png16(file, rgb, exif or {})
+        else:
+            _write_pillow(file, rgb, kind, exif or {}, quality)
+    return path
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that becomes `path` when the block ends well and vanishes when it does not. Raises OutputError."""
+    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    try:
+        try:
+            with beside.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:
+    """Resample [H, W, 3] whose pixels are `pixel_aspect` times as wide as high to square ones, as LibRaw does.
+
+    The finer axis is stretched, linearly; sizes round as LibRaw's do (Kodak DC120: 848 x 976 -> 1301 x 976).
+    """
+    if abs(pixel_aspect - 1.0) < 0.005:  # LibRaw's own threshold
+        return rgb
+    axis, factor = (1, pixel_aspect) if pixel_aspect > 1 else (0, 1 / pixel_aspect)
+    size = rgb.shape[axis]
+    place = np.arange(int(size * factor + 0.5)) / factor
+    low = np.minimum(place.astype(np.intp), size - 1)
+    high = np.minimum(low + 1, size - 1)
+    weight = (place - low).astype(np.float32)
+    weight = weight[None, :, None] if axis == 1 else weight[:, None, None]
+    below, above = np.take(rgb, low, axis), np.take(rgb, high, axis)
+    mixed = below + (above.astype(np.float32) - below) * weight
+    return np.asarray(np.floor(mixed + 0.5), rgb.dtype)
+
+
+def upright(rgb: Picture, orientation: int) -> Picture:
+    """[H, W, 3] as the sensor lay -> as the eye saw it, for EXIF orientation 1..8. A view, not a copy."""
+    if orientation not in range(1, 9):
+        raise UsageError(f"the orientation must be an EXIF one, 1 to 8, not {orientation!r}")
+    if orientation >= 5:
+        rgb = np.swapaxes(rgb, 0, 1)
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+
+
+def _check_picture(rgb: Picture) -> None:
+    if not isinstance(rgb, np.ndarray) or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise UsageError(f"a picture is [H, W, 3], not {getattr(rgb, 'shape', type(rgb).__name__)}")
+    if rgb.dtype not in (np.uint8, np.uint16):
+        raise UsageError(f"a picture is uint8 or uint16, not {rgb.dtype}")
+
+
+@functools.cache
+def srgb_profile() -> bytes:
+    """An sRGB ICC profile, the same bytes every time."""
+    from PIL import ImageCms
+
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = struct.pack(">6H", 2020, 1, 1, 0, 0, 0)  # the time of making, which would differ at every run
+    profile[84:100] = bytes(16)  # a digest of the rest; zero: not computed
+    return bytes(profile)
+
+
+def _exif_block(values: Exif) -> Any:
+    """Pillow's Exif object with the values we know, upright, sRGB."""
+    from PIL import Image
+
+    block = Image.Exif()
+    block[ORIENTATION] = 1
+    details = block.get_ifd(EXIF_IFD)
+    details[COLOR_SPACE] = 1
+    for tags, target in ((MAIN_TAGS, block), (EXIF_TAGS, details)):
+        for name, tag in tags.items():
+            value = values.get(name)
+            if value not in (None, ""):
+                target[tag] = _exif_value(name, value)
+    if values.get("DateTime"):
+        details[DATE_TIME_ORIGINAL] = _exif_value("DateTime", values["DateTime"])
+    return block
+
+
+def _exif_value(name: str, value: Any) -> Any:
+    from PIL.TiffImagePlugin import IFDRational
+
+    if isinstance(value, str):
+        return value.encode("ascii", "replace").decode("ascii")
+    if name == "ISO":
+        return max(0, min(int(value), 65535))
+    fraction = Fraction(max(0.0, min(float(value), 4e9))).limit_denominator(1_000_000 if value < 4000 else 1)
+    return IFDRational(fraction.numerator, fraction.denominator)
+
+
+def _write_pillow(file: IO[bytes], rgb: Picture, kind: str, exif: Exif, quality: int) -> None:
+    from PIL import Image
+
+    image = Image.fromarray(np.ascontiguousarray(rgb))
+    common = {"exif": _exif_block(exif).tobytes(), "icc_profile": srgb_profile()}
+    if kind == "jpg":
+        image.save(file, "JPEG", quality=quality, subsampling=0, **common)
+    else:
+        image.save(file, "PNG", compress_level=4, **common)
+
+
+def _write_png16(file: IO[bytes], rgb: Picture, exif: Exif) -> None:
+    """A 16-bit RGB PNG, which Pillow cannot write; each row is stored as the difference to the one above."""
+
+    def chunk(kind: bytes, data: bytes) -> None:
+        file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
+
+    height, width = rgb.shape[:2]
+    file.write(b"\x89PNG\r\n\x1a\n")
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
+    chunk(b"eXIf", _exif_block(exif).tobytes().removeprefix(b"Exif\0\0"))
+    squeeze = zlib.compressobj(4)
+    above = np.zeros((1, width * 6), np.uint8)
+    for top in range(0, height, PNG_BAND_ROWS):
+        rows = rgb[top : top + PNG_BAND_ROWS].astype(">u2").reshape(-1, width * 3).view(np.uint8)
+        filtered = np.full((rows.shape[0], width * 6 + 1), 2, np.uint8)  # 2: filter "up"
+        filtered[:, 1:] = rows - np.concatenate([above, rows[:-1]])
+        above = rows[-1:]
+        data = squeeze.compress(filtered.tobytes())
+        if data:
+            chunk(b"IDAT", data)
+    chunk(b"IDAT", squeeze.flush())
+    chunk(b"IEND", b"")
+
+
+def _write_tiff(file: IO[bytes], rgb: Picture, exif: Exif) -> None:
+    """An uncompressed TIFF; EXIF values lie in its main IFD, as in TIFF/EP."""
+    import tifffile
+
+    extra: list[tuple[int, int, int, Any, bool]] = [(ORIENTATION, 3, 1, 1, True)]
+    for name, tag in {**MAIN_TAGS, **EXIF_TAGS}.items():
+        value = exif.get(name)
+        if value in (None, "") or name == "DateTime":
+            continue
+        value = _exif_value(name, value)
+        if isinstance(value, str):
+            extra.append((tag, 2, 0, value, True))
+        elif isinstance(value, int):
+            extra.append((tag, 3, 1, value, True))
+        else:
+            extra.append((tag, 5, 1, (value.numerator, value.denominator), True))
+    taken = exif.get("DateTime")
+    if isinstance(taken, str) and len(taken) == 19:
+        extra.append((306, 2, 0, _exif_value("DateTime", taken), True))
+    tifffile.imwrite(
+        file,
+        rgb,
+        photometric="rgb",
+        iccprofile=srgb_profile(),
+        extratags=extra,
+        metadata=None,
+        software=False,
+        rowsperstrip=256,
+    )

@@ -1,0 +1,193 @@
+"""A folder of pairs: raw mosaics beside the picture each should become.
+
+Flat, three files a pair: NAME_raw.png (16-bit grey, raw counts), NAME.json (`cfa`, `black` in the order R, Gr, Gb, B,
+`white`, `camera_wb` R, G, B[, G2] where not positive means unknown, and optionally `matrix`, `orientation`; other keys
+are ignored), and NAME_srgb.png or .jpg, the truth: sRGB, of the size of the mosaic and lying as the sensor lay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import CorruptRaw, OutputError, RawError, UsageError
+from .output import written_beside
+from .raw import RawFrame
+
+MAX_PAIR_PIXELS = 80_000_000
+MAX_JSON_BYTES = 1 << 20
+RAW_SUFFIX = "_raw.png"
+TRUTH_SUFFIXES = ("_srgb.png", "_srgb.jpg", "_srgb.jpeg")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The three files of one pair; nothing is read until asked for."""
+
+    name: str
+    raw_path: Path
+    json_path: Path
+    truth_path: Path
+
+    def frame(self) -> RawFrame:
+        """The mosaic with its values. Raises RawError naming the file."""
+        meta = _read_json(self.json_path)
+        mosaic = _read_mosaic(self.raw_path)
+        try:
+            return RawFrame.from_array(
+                mosaic,
+                cfa=meta["cfa"],
+                black=meta["black"],
+                white=meta["white"],
+                white_balance=meta.get("camera_wb"),
+                matrix=meta.get("matrix"),
+                orientation=meta.get("orientation", 1),
+            )
+        except KeyError as error:
+            raise RawError(f"{self.json_path}: the key {error} is missing; cfa, black and white are needed") from error
+        except RawError as error:
+            raise RawError(f"{self.json_path}: {error}") from error
+
+    def truth(self) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] sRGB of the size of the mosaic, in the mosaic's orientation. Raises RawError."""
+        from PIL import Image
+
+        with _reading(self.raw_path), Image.open(self.raw_path) as image:
+            expected = image.size
+        with _reading(self.truth_path), Image.open(self.truth_path) as image:
+            if image.size != expected:
+                raise RawError(
+                    f"{self.truth_path}: {_size(image.size)} pixels, but the mosaic of the pair has {_size(expected)}"
+                )
+            _check_pixels(self.truth_path, image.size)
+            if image.mode not in ("RGB", "L", "P"):
+                raise RawError(f"{self.truth_path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")
+            return np.array(image.convert("RGB"), np.uint8)
+
+
+def list_pairs(folder: str | Path) -> list[Pair]:
+    """All pairs of a folder by name, complete ones only. Raises UsageError where there is none or one is incomplete."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(
+            f"{folder}: no such folder; expected one with NAME_raw.png, NAME.json and NAME_srgb.png or .jpg"
+        )
+    pairs = []
+    for raw_path in sorted(folder.glob("*" + RAW_SUFFIX)):
+        name = raw_path.name.removesuffix(RAW_SUFFIX)
+        json_path = folder / f"{name}.json"
+        truths = [folder / (name + suffix) for suffix in TRUTH_SUFFIXES]
+        truth = next((p for p in truths if p.is_file()), None)
+        if not json_path.is_file():
+            raise UsageError(f"{raw_path}: its {json_path.name} is missing")
+        if truth is None:
+            raise UsageError(f"{raw_path}: its {name}_srgb.png or .jpg is missing")
+        pairs.append(Pair(name, raw_path, json_path, truth))
+    if not pairs:
+        raise UsageError(f"{folder}: no pairs; expected NAME_raw.png, NAME.json and NAME_srgb.png or .jpg")
+    return pairs
+
+
+def write_pair(folder: str | Path, name: str, frame: RawFrame, truth: NDArray[np.uint8]) -> Pair:
+    """Write one pair into a folder, made if absent; an existing pair of that name is replaced.
+
+    `truth`: uint8 [H, W, 3] sRGB of the size of the mosaic, lying as the mosaic lies. Raises UsageError, OutputError.
+    """
+    from PIL import Image
+
+    folder = Path(folder)
+    if not name or name.startswith(".") or Path(name).name != name or "\\" in name:
+        raise UsageError(f"the name of a pair must be a plain file name, not {name!r}")
+    if truth.dtype != np.uint8 or truth.shape != (frame.height, frame.width, 3):
+        raise UsageError(
+            f"pair {name}: the truth must be uint8 [{frame.height}, {frame.width}, 3], not {truth.dtype} {truth.shape}"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    pair = Pair(name, folder / (name + RAW_SUFFIX), folder / f"{name}.json", folder / f"{name}_srgb.png")
+    with written_beside(pair.truth_path) as file:
+        Image.fromarray(np.ascontiguousarray(truth)).save(file, "PNG", compress_level=4)
+    with written_beside(pair.json_path) as file:
+        file.write(json.dumps(_meta(frame), indent=1).encode())
+    # Last: the mosaic is what `list_pairs` looks for.
+    with written_beside(pair.raw_path) as file:
+        Image.fromarray(frame.mosaic).save(file, "PNG", compress_level=4)
+    return pair
+
+
+def _meta(frame: RawFrame) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "cfa": frame.cfa,
+        "width": frame.width,
+        "height": frame.height,
+        "black": list(frame.black),
+        "white": list(frame.white) if len(set(frame.white)) > 1 else frame.white[0],
+        "camera_wb": list(frame.white_balance or (0.0, 1.0, 0.0)),
+        "orientation": frame.orientation,
+    }
+    if frame.matrix is not None:
+        meta["matrix"] = frame.matrix.tolist()
+    return meta
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    with _reading(path):
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise RawError(f"{path}: more than {MAX_JSON_BYTES} bytes, too many for the values of a pair")
+        meta = json.loads(data)
+    if not isinstance(meta, dict):
+        raise RawError(f"{path}: expected a JSON object, found {type(meta).__name__}")
+    return meta
+
+
+def _read_mosaic(path: Path) -> NDArray[Any]:
+    from PIL import Image
+
+    with _reading(path), Image.open(path) as image:
+        _check_pixels(path, image.size)
+        if not image.mode.startswith("I"):
+            raise RawError(f"{path}: expected a 16-bit grey PNG of raw counts, found Pillow mode {image.mode}")
+        mosaic = np.array(image)
+    if mosaic.dtype != np.uint16 and (mosaic.min() < 0 or mosaic.max() > 65535):
+        raise RawError(f"{path}: expected counts in 0..65535, found {mosaic.min()}..{mosaic.max()}")
+    return mosaic.astype(np.uint16)
+
+
+def _check_pixels(path: Path, size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PAIR_PIXELS:
+        raise RawError(
+            f"{path}: {_size(size)} pixels; a picture of a pair may have {MAX_PAIR_PIXELS // 10**6} megapixels"
+        )
+
+
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside while a file is read becomes one RawError that names it."""
+    from PIL import Image
+
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise RawError(f"{path}: too many pixels; a pair may have {MAX_PAIR_PIXELS // 10**6} megapixels") from error
+    except FileNotFoundError as error:
+        raise RawError(f"{path}: no such file") from error
+    except (OSError, ValueError, SyntaxError, EOFError, RecursionError, struct.error, zlib.error) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise CorruptRaw(f"{path}: cannot be read ({reason}); the file is damaged or of another kind") from error
