@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from eguot_sdk.errors import UsageError
 from eguot_sdk.metrics import delta_e_2000, delta_e_2000_lab, psnr, psnr_affine, srgb_to_lab, ssim
 

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 
 from eguot_sdk.errors import EguotError, MissingDependency, OutputError, UsageError
 from eguot_sdk.ingest import GAMMA, PLANE_AT, RED_AT, TYPICAL_MATRIX
+from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import write_pair
+from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 
 from .crops import PHOTO_SUFFIXES, find_files, load_photo
@@ -285,18 +287,12 @@ class SynthResult:
 
 
 def synth_folder(
-    out: Path,
-    *,
-    srgb: Path | None = None,
-    scenes: int = 0,
-    cfa: str = "RGGB",
-    seed: int = 0,
-    progress: Callable[[int], Any] | None = None,
+    out: Path, *, srgb: Path | None = None, scenes: int = 0, cfa: str = "RGGB", seed: int = 0
 ) -> SynthResult:
-    """Shoot every photo of `srgb`, and `scenes` procedural scenes, with the camera of `seed`.
+    """Shoot every photo below `srgb`, and `scenes` procedural scenes, with the camera of `seed`.
 
-    Writes OUT/raw/NAME.dng and OUT/pairs/NAME_raw.png, NAME.json, NAME_srgb.png. `out` must be absent or empty.
-    `progress` is called with 1 after each picture. A photo that cannot be read is listed and skipped.
+    Writes OUT/raw/NAME.dng and OUT/pairs/NAME_raw.png, NAME.json, NAME_srgb.png; `out` must be absent or empty. Shows a
+    progress bar on stderr. A photo that cannot be read is listed and skipped. Raises UsageError, OutputError.
     """
     camera = SynthCamera.from_seed(seed, cfa)
     sources: dict[str, Callable[[], UInt8]] = {}
@@ -305,16 +301,17 @@ def synth_folder(
     for i in range(scenes):
         sources[f"scene_{i:05d}"] = partial(make_scene, i, *SCENE_SIZE)
     if not sources:
-        raise UsageError(f"{srgb or 'the call'}: no photos ({' '.join(sorted(PHOTO_SUFFIXES))}) and no scenes to shoot")
+        where = f"{srgb} holds no photos ({' '.join(sorted(PHOTO_SUFFIXES))})" if srgb else "no photos given"
+        raise UsageError(f"{where} and no scenes are asked for: nothing to shoot")
     _make_empty(out)
     result = SynthResult([], [])
-    for name, problem in _shoot_all(camera, sources, out):
-        if problem is None:
-            result.written.append(name)
-        else:
-            result.failed.append(problem)
-        if progress is not None:
-            progress(1)
+    with progress_bar(len(sources), label="synth") as bar:
+        for name, problem in _shoot_all(camera, sources, out):
+            if problem is None:
+                result.written.append(name)
+            else:
+                result.failed.append(problem)
+            bar.update()
     return result
 
 
@@ -341,14 +338,9 @@ def _shoot_one(camera: SynthCamera, name: str, load: Callable[[], UInt8], out: P
     if truth.size == 0:
         raise EguotError(f"{name}: a photo of {photo.shape[1]}x{photo.shape[0]} pixels is too small: 2x2 at least")
     frame = camera.shoot(truth, name)
-    path = out / "raw" / f"{name}.dng"
-    try:
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_bytes(dng_bytes(frame, model=f"Synthetic {camera.seed}"))
-        write_pair(out / "pairs", name, frame, truth)
-        os.replace(beside, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_pair(out / "pairs", name, frame, truth)
+    with written_beside(out / "raw" / f"{name}.dng") as file:
+        file.write(dng_bytes(frame, model=f"Synthetic {camera.seed}"))
 
 
 def _make_empty(out: Path) -> None:
