@@ -127,7 +127,8 @@ def write_licenses(rows: list[str]) -> None:
     text = f"""# Photos
 
 From {REPOSITORY} on GitHub, commit {COMMIT}, whose README says: "{GRANT}"
-Turned upright, reduced to {LONG_SIDE} px on the long side, metadata removed, JPEG quality {QUALITY} (4:4:4) by `examples/make_photos.py`.
+Turned upright, reduced to {LONG_SIDE} px on the long side, metadata removed, JPEG quality {QUALITY} (4:4:4) by
+`examples/make_photos.py`.
 The sha256 is that of the file reduced: the photo at 1024 px, upright, JPEG quality 92.
 
 | file | path in the repository | sha256 of the source |

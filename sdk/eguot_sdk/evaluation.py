@@ -104,7 +104,7 @@ def _scores(
 ) -> Iterator[ImageScore]:
     """Scores in the order of the pairs; at most `waiting` rendered pictures are held."""
     running: deque[Future[ImageScore]] = deque()
-    with progress_bar(len(pairs), label=label) as bar:
+    with progress_bar(pairs, label=label) as bar:
         for pair in pairs:
             frame = dataclasses.replace(pair.frame(), orientation=1, pixel_aspect=1.0)
             running.append(pool.submit(score_image, pair.name, render(frame), pair.truth()))

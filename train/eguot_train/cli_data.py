@@ -46,7 +46,10 @@ def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> Non
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(model: str, pairs: Path, out: Path | None, as_json: bool) -> None:
-    """Score a run folder, an ISP file, or `default` on pairs: PSNR, SSIM, CIEDE2000, and PSNR after the best affine colour map."""
+    """Score a run folder, an ISP file or `default` on a folder of pairs.
+
+    PSNR, SSIM, CIEDE2000, and PSNR after the affine colour map that fits each image best; a CSV holds every image.
+    """
     from .evaluate import csv_path, evaluate_model
 
     evaluation = evaluate_model(model, pairs)

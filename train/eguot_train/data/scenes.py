@@ -26,6 +26,7 @@ MATERIALS: tuple[tuple[float, tuple[float, float, float], float, float], ...] = 
     (0.08, (0.72, 0.70, 0.64), 0.3, 0.05),  # paper, walls
     (0.06, (0.02, 0.02, 0.02), 0.7, 0.10),  # black
 )
+MATERIAL_SHARES = np.array([m[0] for m in MATERIALS]) / sum(m[0] for m in MATERIALS)
 SATURATED_SHARE = 0.10
 
 
@@ -49,15 +50,11 @@ def make_scene(seed: int, height: int = 480, width: int = 640) -> NDArray[np.uin
 
 def _material(rng: np.random.Generator) -> Float32:
     """One linear colour [3] drawn from what pictures show."""
-    pick = rng.random() * (1 - SATURATED_SHARE)
     if rng.random() < SATURATED_SHARE:
         hue, low = rng.uniform(0, 6), rng.uniform(0.01, 0.2)
         wheel = np.clip(np.abs((hue + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
         return (rng.uniform(0.1, 0.9) * (low + (1 - low) * wheel)).astype(np.float32)
-    for share, mean, brightness, hue_spread in MATERIALS:
-        pick -= share
-        if pick < 0:
-            break
+    _, mean, brightness, hue_spread = MATERIALS[rng.choice(len(MATERIALS), p=MATERIAL_SHARES)]
     colour = np.array(mean) * math.exp(rng.normal(0, brightness)) * np.exp(rng.normal(0, hue_spread, 3))
     return np.clip(colour, 0.002, 1.2).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""A synthetic camera: sRGB photos become raw files and raw/truth pairs, so results can be checked without a real sensor.
+"""A synthetic camera: photos become raw files and raw/truth pairs, so results can be checked without a real sensor.
 
 The photo is the truth: it is taken as what the camera's *look* (tone curve, saturation, hue) made of a linear scene.
 Shooting undoes the look, then the camera matrix and the white balance, and adds mosaic, noise and quantisation.
