@@ -20,6 +20,7 @@ from .tiff import Ifd, Tiff
 COLOUR_LETTERS = "RGBCMYW"
 COMPRESSIONS = {1: "uncompressed", 7: "lossless JPEG", 8: "deflate", 34892: "lossy JPEG", 9: "VC-5"}
 JPEG_XL = 52546
+LIBRAW_MIN_SIDE = 22
 # No mosaic compresses below this; the smallest seen in use is a Kodak DC120 with 0.09 bytes per pixel.
 MIN_BYTES_PER_PIXEL = 0.01
 DAYLIGHT = (21, 20, 23, 22, 1, 4, 9, 10, 11)  # EXIF light sources: D65, D55, D50, D75, then the vaguer ones
@@ -95,8 +96,10 @@ def _check_size(ifd: Ifd) -> tuple[int, int]:
     width, height = ifd.whole("ImageWidth", 0), ifd.whole("ImageLength", 0)
     if width < 1 or height < 1:
         raise CorruptRaw(f"the tags claim a picture of {width} x {height} pixels: the file is damaged")
-    if min(width, height) < 4:
-        raise UnsupportedRaw(f"a DNG of {width} x {height} pixels: at least 4 x 4 can be developed")
+    if min(width, height) < LIBRAW_MIN_SIDE:
+        raise UnsupportedRaw(
+            f"a DNG of {width} x {height} pixels: LibRaw reads at least {LIBRAW_MIN_SIDE} x {LIBRAW_MIN_SIDE}"
+        )
     return width, height
 
 

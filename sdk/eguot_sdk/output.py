@@ -96,7 +96,8 @@ def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:
     weight = weight[None, :, None] if axis == 1 else weight[:, None, None]
     below, above = np.take(rgb, low, axis), np.take(rgb, high, axis)
     mixed = below + (above.astype(np.float32) - below) * weight
-    return np.asarray(np.floor(mixed + 0.5), rgb.dtype)
+    square: Picture = np.floor(mixed + 0.5).astype(rgb.dtype)
+    return square
 
 
 def upright(rgb: Picture, orientation: int) -> Picture:

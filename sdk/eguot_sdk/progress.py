@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
-from typing import Generic, TextIO, TypeVar
+from typing import Any, Generic, TextIO, TypeVar, overload
 
 T = TypeVar("T")
 REDRAW_S = 0.1
@@ -90,13 +90,18 @@ class Progress(Generic[T]):
             self._stream.write("\r\x1b[K")
 
 
-def progress_bar(items: Iterable[T] | int, *, label: str) -> Progress[T]:
+@overload
+def progress_bar(items: int, *, label: str) -> Progress[int]: ...
+@overload
+def progress_bar(items: Iterable[T], *, label: str) -> Progress[T]: ...
+def progress_bar(items: Iterable[Any] | int, *, label: str) -> Progress[Any]:
     """Progress over an iterable, or over a known number of steps to be counted with `update`.
 
-    `for path in progress_bar(paths, label="develop"): ...` or `with progress_bar(3000, label="train") as bar: bar.update()`.
+    `for path in progress_bar(paths, label="develop"): ...` or
+    `with progress_bar(3000, label="train") as bar: bar.update(note="loss 0.1")`.
     """
     if isinstance(items, int):
-        return Progress((), items, label, sys.stderr)
+        items = range(items)
     return Progress(items, len(items) if isinstance(items, Sized) else None, label, sys.stderr)
 
 

@@ -162,7 +162,7 @@ class _Walk:
         self.values_left = 4 * MAX_VALUES
 
     def ifds(self, first: int) -> Iterator[Ifd]:
-        chain, children = [first], []
+        chain, children = [first], list[int]()
         seen: set[int] = set()
         while chain or children:
             offset = chain.pop() if chain else children.pop(0)

@@ -1,0 +1,244 @@
+"""The command `eguot-sdk`: its group, and `process`, `inspect` and `doctor`.
+
+Commands of the other packages come through the entry-point group `eguot_sdk.commands` and are imported only when one
+is asked for; without its extra a command still shows in --help and answers with the pip line. Results go to stdout,
+progress and errors to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a quality gate not met. This module imports
+nothing heavy, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from .errors import EguotError, MissingDependency
+
+PLUGINS = "eguot_sdk.commands"
+OUR_PACKAGES = ("eguot_sdk", "eguot_train", "eguot_compress", "eguot_devices")
+# Command of another package -> the extra it needs and its line in --help, shown without importing it.
+EXTRAS = {
+    "train": ("train", "Train an ISP from unpaired or paired photos."),
+    "evaluate": ("train", "Score a run or an ISP file on pairs."),
+    "isps": ("train", "List the networks `train --isp` knows."),
+    "data": ("train", "Make training data."),
+    "convert": ("convert", "Convert a trained run to ISP files."),
+    "profile": ("devices", "Measure speed, memory and quality of ISP files."),
+}
+
+
+class Commands(click.Group):
+    """Our own commands and, by entry point, those of the other packages."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_plugins()})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in _plugins():
+            return own
+        return _load(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        rows = []
+        for name in self.list_commands(ctx):
+            own = super().get_command(ctx, name)
+            rows.append((name, own.get_short_help_str(100) if own else EXTRAS.get(name, ("", ""))[1]))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EguotError as error:
+            _show(ctx, error)
+        except ModuleNotFoundError as error:
+            # A command of another package may import its dependency only when it runs.
+            _show(ctx, _missing(ctx.invoked_subcommand or "", error))
+
+
+def _show(ctx: click.Context, error: EguotError) -> NoReturn:
+    """One line on stderr, no traceback, and the error's exit code."""
+    click.echo("Error: " + " ".join(str(error).split()), err=True)
+    ctx.exit(error.exit_code)
+
+
+@functools.cache
+def _plugins() -> dict[str, importlib.metadata.EntryPoint]:
+    return {entry.name: entry for entry in importlib.metadata.entry_points(group=PLUGINS)}
+
+
+def _load(name: str) -> click.Command:
+    """The command of another package, or one that says what is not installed."""
+    try:
+        command = _plugins()[name].load()
+    except ModuleNotFoundError as error:
+        return _absent(name, _missing(name, error))
+    except EguotError as error:
+        return _absent(name, error)
+    if not isinstance(command, click.Command):
+        raise TypeError(f"entry point {name!r} of group {PLUGINS} must be a click.Command, not {type(command)}")
+    return command
+
+
+def _missing(name: str, error: ModuleNotFoundError) -> MissingDependency:
+    module = (error.name or "").split(".")[0]
+    if not module or module in OUR_PACKAGES or name not in {*EXTRAS, *_plugins()}:
+        raise error
+    extra = EXTRAS.get(name, ("dev", ""))[0]
+    return MissingDependency(module, needed_for=f"`eguot-sdk {name}`", pip=f'"eguot-sdk[{extra}]"')
+
+
+def _absent(name: str, error: EguotError) -> click.Command:
+    def fail(arguments: tuple[str, ...]) -> NoReturn:
+        raise error
+
+    return click.Command(
+        name,
+        callback=fail,
+        params=[click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)],
+        help=f"{EXTRAS.get(name, ('', ''))[1]}\n\nNot available here: {error}",
+        context_settings={"ignore_unknown_options": True},
+    )
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return importlib.metadata.version("eguot-sdk")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (run from a source tree that is not installed)"
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        click.echo(f"eguot-sdk {version()}")
+        ctx.exit()
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
+def main() -> None:
+    """Train a camera ISP (raw Bayer in, sRGB out) from unpaired photos, convert it, run it, and measure it."""
+
+
+def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
+    if value is None or value == "whole":
+        return value
+    if value.isdecimal() and 0 < int(value) <= 1 << 16:
+        return int(value)
+    raise click.BadParameter(f"expected a number of packed pixels or the word whole, not {value!r}")
+
+
+def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
+    if not math.isfinite(value):
+        raise click.BadParameter(f"expected a number of stops, not {value}")
+    return value
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
+@click.option("-m", "--model", type=click.Path(path_type=Path), help="ISP file (.tflite); the default ISP without it.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FILE|DIR",
+    help="Picture for one input, or a folder, made if absent.  [default: the current folder]",
+)
+@click.option("--threads", type=click.IntRange(1, 256), help="Tiles in parallel.  [default: number of CPU cores]")
+@click.option(
+    "--tile", metavar="N|whole", callback=_tile, help="Side of a tile in packed pixels, or the whole frame at once."
+)
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["jpg", "png", "tiff"]),
+    help="Of pictures in a folder.  [default: jpg, png with --bits 16]",
+)
+@click.option(
+    "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="16: float ISPs, png and tiff."
+)
+@click.option(
+    "--exposure",
+    type=click.FloatRange(-10, 10),
+    default=0.0,
+    metavar="EV",
+    callback=_finite,
+    help="Brighter by so many stops.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
+@click.option("--skip-existing", is_flag=True, help="Leave out inputs whose picture exists.")
+def process(
+    inputs: tuple[Path, ...],
+    model: Path | None,
+    output: Path | None,
+    threads: int | None,
+    tile: int | str | None,
+    format_: str | None,
+    bits: str,
+    exposure: float,
+    overwrite: bool,
+    skip_existing: bool,
+) -> None:
+    """Develop raw files, and those in folders, to pictures.
+
+    A file that fails is named on stderr and does not stop the others; the exit code is then 1.
+    """
+    from . import develop
+
+    if overwrite and skip_existing:
+        raise click.UsageError("--overwrite and --skip-existing exclude each other")
+    jobs = develop.plan(inputs, output, format_=format_, bits=int(bits))
+    result = develop.run(
+        jobs,
+        model=model,
+        threads=threads,
+        tile=tile,
+        bits=int(bits),
+        exposure=exposure,
+        existing="overwrite" if overwrite else "skip" if skip_existing else "fail",
+    )
+    click.echo(result.summary(), err=True)
+    if result.failed:
+        raise SystemExit(1)
+
+
+@main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what a raw holds and the ISP will use, or what an ISP file is.
+
+    Of a raw: every value and where it came from. Of an ISP file: its spec, operators and sizes.
+    """
+    from . import inspection
+
+    facts = inspection.inspect_file(file)
+    click.echo(json.dumps(facts, indent=2) if as_json else inspection.as_text(facts))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+def doctor(as_json: bool) -> None:
+    """Show what is installed, what works, and the pip line for what does not.
+
+    The exit code is 1 where raws cannot be read or the default ISP does not run.
+    """
+    from . import checkup
+
+    facts = checkup.examine()
+    click.echo(json.dumps(facts, indent=2) if as_json else checkup.as_text(facts))
+    if not all(check["ok"] for check in facts["checks"]):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
