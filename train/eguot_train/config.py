@@ -71,6 +71,9 @@ class TrainConfig:
     cost_weights: tuple[float, float, float, float] = (0.0, 0.25, 0.10, 0.65)
     """Shares of pixels (C0), low-pass (C1), mean colour (DC) and structure (C2)."""
     potential_width: int = 16
+    """Channels of the potential's first block."""
+    potential_reduce: int = 2
+    """Factor by which pictures are averaged down for the potential."""
     r1: float = 1.0
     """Weight gamma of the gradient penalty on v at real targets."""
     r1_every: int = 8
@@ -83,7 +86,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        for key in ("steps", "batch", "crop", "checkpoint_every", "val_every", "sheet_every", "r1_every", "potential_width"):
+        for key in ("steps", "batch", "crop", "checkpoint_every", "val_every", "sheet_every", "r1_every", "potential_width", "potential_reduce"):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1, not {getattr(self, key)}")
         if self.crop % 2 or self.crop < 24:

@@ -30,11 +30,14 @@ class _Block(nn.Module):
 class Potential(nn.Module):
     """rgb [B, 3, H, W] in [0, 1] -> [B]. `width` is the first block's channels; 64 is METHOD.md's network.
 
-    The last layer starts at zero, so v starts as the constant 0.
+    `reduce` averages the picture down first: on a CPU the potential judges colour, tone and layout at half size,
+    a quarter of the work; detail is left to fidelity and the experts. The last layer starts at zero, so v starts as
+    the constant 0.
     """
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 64, reduce: int = 1) -> None:
         super().__init__()
+        self.reduce = reduce
         widths = [width, 2 * width, 4 * width, 4 * width, 4 * width]
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Block(a, b) for a, b in zip([width, *widths], widths, strict=False)))
@@ -43,7 +46,7 @@ class Potential(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, rgb: Tensor) -> Tensor:
-        features = torch.relu(self.blocks(self.stem(rgb * 2 - 1)))
+        features = torch.relu(self.blocks(self.stem(F.avg_pool2d(rgb, self.reduce) * 2 - 1)))
         # METHOD.md sums 8x8 positions of a 256-px crop and divides by 16; the mean keeps that scale at any crop.
         return self.head(features.mean((2, 3)) * 64 * SUM_SCALE).squeeze(1)
 

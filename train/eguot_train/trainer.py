@@ -89,7 +89,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
         raise UsageError(f"{out.name}: its data folders have changed since it started; restore them or start a new run")
 
     torch.manual_seed(config.seed)
-    net, ema, potential = build_isp(config.isp), build_isp(config.isp), Potential(config.potential_width)
+    net, ema, potential = build_isp(config.isp), build_isp(config.isp), Potential(config.potential_width, config.potential_reduce)
     if config.init is not None:
         load_weights(net, load_init(config), config.init)
     ema.load_state_dict(net.state_dict())

@@ -24,10 +24,10 @@ MATERIALS: tuple[tuple[float, tuple[float, float, float], float, float], ...] = 
     (0.12, (0.28, 0.40, 0.62), 0.5, 0.15),  # sky, water
     (0.10, (0.50, 0.31, 0.22), 0.4, 0.12),  # skin, brick, sand
     (0.08, (0.72, 0.70, 0.64), 0.3, 0.05),  # paper, walls
-    (0.06, (0.02, 0.02, 0.02), 0.7, 0.10),  # black
+    (0.14, (0.012, 0.012, 0.012), 1.0, 0.10),  # black, shadow
 )
 MATERIAL_SHARES = np.array([m[0] for m in MATERIALS]) / sum(m[0] for m in MATERIALS)
-SATURATED_SHARE = 0.10
+SATURATED_SHARE = 0.14
 
 
 def make_scene(seed: int, height: int = 480, width: int = 640) -> NDArray[np.uint8]:
@@ -204,7 +204,7 @@ def _paint_writing(rng: np.random.Generator, scene: Float32) -> None:
 
 def _light(rng: np.random.Generator, height: int, width: int) -> Float32:
     """Smooth illumination [height, width], around 1."""
-    field = rng.standard_normal((3, 4)).astype(np.float32) * np.float32(rng.uniform(0.05, 0.6))
+    field = rng.standard_normal((3, 4)).astype(np.float32) * np.float32(rng.uniform(0.05, 0.9))
     return np.asarray(np.exp(_resize(field, height, width)), np.float32)
 
 
@@ -224,7 +224,7 @@ def _expose(rng: np.random.Generator, scene: Float32) -> NDArray[np.uint8]:
     """Exposure that lets a small part clip, a tint of imperfect white balance, sRGB curve, 8 bits."""
     level = float(np.quantile(scene[::4, ::4].max(axis=2), rng.uniform(0.9, 0.998)))
     tint = np.exp(rng.normal(0, 0.04, 3)).astype(np.float32)
-    linear = np.clip(scene * (tint * np.float32(rng.uniform(0.6, 1.05) / max(level, 1e-3))), 0, 1)
+    linear = np.clip(scene * (tint * np.float32(rng.uniform(0.35, 1.05) / max(level, 1e-3))), 0, 1)
     curve = np.linspace(0, 1, 4096)
     encoded = np.where(curve <= 0.0031308, 12.92 * curve, 1.055 * np.maximum(curve, 1e-9) ** (1 / 2.4) - 0.055)
     table = np.rint(encoded * 255).astype(np.uint8)

@@ -30,7 +30,7 @@ from eguot_sdk.ingest import GAMMA, PLANE_AT, RED_AT, TYPICAL_MATRIX
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import write_pair
 from eguot_sdk.progress import progress_bar
-from eguot_sdk.raw import RawFrame
+from eguot_sdk.raw import MIN_SIDE, RawFrame
 
 from .crops import PHOTO_SUFFIXES, find_files, load_photo
 from .scenes import make_scene
@@ -48,7 +48,7 @@ Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Look:
     """How a camera turns linear sRGB into its picture: v = twist @ tone(linear ** (1/2.2)), clipped to [0, 1].
 
@@ -335,8 +335,9 @@ def _shoot_all(
 def _shoot_one(camera: SynthCamera, name: str, load: Callable[[], UInt8], out: Path) -> None:
     photo = load()
     truth = np.ascontiguousarray(photo[: photo.shape[0] // 2 * 2, : photo.shape[1] // 2 * 2])
-    if truth.size == 0:
-        raise EguotError(f"{name}: a photo of {photo.shape[1]}x{photo.shape[0]} pixels is too small: 2x2 at least")
+    if min(truth.shape[:2]) < MIN_SIDE:
+        size = f"{photo.shape[1]}x{photo.shape[0]}"
+        raise EguotError(f"{name}: a photo of {size} pixels is too small, {MIN_SIDE}x{MIN_SIDE} at least")
     frame = camera.shoot(truth, name)
     write_pair(out / "pairs", name, frame, truth)
     with written_beside(out / "raw" / f"{name}.dng") as file:

@@ -1,9 +1,11 @@
 """QISP: our int8-first mobile family. Purely local; conv and ReLU only; all work at half the packed resolution.
 
-One 6x6 stride-2 convolution takes a 12x12 window of the mosaic, a chain of 3x3 convolutions that start as the
-identity does the rest, and one depth-to-space of block 4 writes 4x4 output pixels at once. At a quarter of the
-sensor's resolution per axis every tensor is small, so the int8 kernels run from cache and 32 or more channels
-keep their inner loops full. Source: our own (measurements in train/LOG.md).
+One 6x6 stride-2 convolution takes a 12x12 window of the mosaic, a chain of 3x3 convolutions does the work, and one
+depth-to-space of block 4 writes 4x4 output pixels at once. At a quarter of the sensor's resolution per axis every
+tensor is small, so the int8 kernels run from cache and 32 or more channels keep their inner loops full.
+An untrained network is a bilinear demosaic: sixteen channels carry the 4x4 raw samples of a block through the
+chain, the tail interpolates them, and the other channels start without a say. Source: our own
+(measurements in train/LOG.md).
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from eguot_sdk.ingest import PLANE_AT
+
 from .base import IspNet
 
 Size = Literal["s", "m", "l"]
 SHAPES: dict[Size, tuple[int, int]] = {"s": (32, 3), "m": (48, 4), "l": (64, 8)}
 """Channels and number of 3x3 convolutions between stem and tail."""
+BLOCK = 4
+SAMPLES = BLOCK * BLOCK
 
 
 class Qisp(IspNet):
-    """`size` s, m or l. Output of an untrained network is near mid-grey detail of its input, not noise."""
+    """`size` s, m or l."""
 
-    shuffle = 4
+    shuffle = BLOCK
     multiple = 2
 
     def __init__(self, size: Size = "s") -> None:
@@ -33,18 +39,56 @@ class Qisp(IspNet):
         self.halo = 2 * (depth + 2)
         self.stem = nn.Conv2d(4, width, 6, stride=2, padding=2)
         self.chain = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
-        self.tail = nn.Conv2d(width, 48, 3, padding=1)
-        for conv in self.chain:
-            assert isinstance(conv, nn.Conv2d)
-            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            with torch.no_grad():
-                conv.weight.mul_(0.5)
-                index = torch.arange(width)
-                conv.weight[index, index, 1, 1] += 0.7
-            nn.init.zeros_(conv.bias)
+        self.tail = nn.Conv2d(width, 3 * SAMPLES, 3, padding=1)
+        self._start_as_bilinear()
 
     def body(self, planes: Tensor) -> Tensor:
         features = torch.relu(self.stem(planes))
         for conv in self.chain:
             features = torch.relu(conv(features))
         return self.tail(features)
+
+    @torch.no_grad()
+    def _start_as_bilinear(self) -> None:
+        for conv in (self.stem, *self.chain, self.tail):
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+        self.stem.weight[:SAMPLES] = 0
+        for channel, (row, col, plane) in enumerate(_sample_sites()):
+            self.stem.weight[channel, plane, 2 + row // 2, 2 + col // 2] = 1
+        for conv in self.chain:
+            assert isinstance(conv, nn.Conv2d)
+            conv.weight[:SAMPLES] = 0
+            index = torch.arange(SAMPLES)
+            conv.weight[index, index, 1, 1] = 1
+        self.tail.weight.zero_()
+        self.tail.weight[:, :SAMPLES] = _bilinear_tail()
+
+
+def _sample_sites() -> list[tuple[int, int, int]]:
+    """Row and column in the 4x4 block, and plane, of the sample that each of the first sixteen channels carries."""
+    return [
+        (2 * row + dy, 2 * col + dx, plane)
+        for row in range(BLOCK // 2)
+        for col in range(BLOCK // 2)
+        for plane, (dy, dx) in enumerate(PLANE_AT)
+    ]
+
+
+def _bilinear_tail() -> Tensor:
+    """Weights [48, 16, 3, 3] that interpolate each colour between its sites."""
+    weights = torch.zeros(3, BLOCK, BLOCK, SAMPLES, 3, 3)
+    for channel, (row, col, plane) in enumerate(_sample_sites()):
+        color = (0, 1, 1, 2)[plane]
+        for block_row in range(3):
+            for block_col in range(3):
+                for y in range(BLOCK):
+                    for x in range(BLOCK):
+                        dy, dx = abs(4 * (block_row - 1) + row - y), abs(4 * (block_col - 1) + col - x)
+                        weight = max(0, 2 - dy) * max(0, 2 - dx) / 4
+                        if color == 1:  # green sits on a quincunx: itself, or its four neighbours
+                            weight = {(0, 0): 1.0, (0, 1): 0.25, (1, 0): 0.25}.get((dy, dx), 0.0)
+                        weights[color, y, x, channel, block_row, block_col] = weight
+    return weights.reshape(3 * SAMPLES, SAMPLES, 3, 3)
