@@ -48,7 +48,7 @@ def installed(name: str) -> str | None:
 def _try(name: str, check: Callable[[], str]) -> dict[str, Any]:
     try:
         return {"name": name, "ok": True, "detail": check()}
-    except Exception as error:  # noqa: BLE001 - whatever breaks is what the person wants to read here
+    except Exception as error:  # whatever breaks is what the person wants to read here
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ImportError):
             detail += ": run `pip install --force-reinstall eguot-sdk`"

@@ -105,7 +105,10 @@ def run(
     exposure: float,
     existing: Existing,
 ) -> Result:
-    """Develop every job; a failure is one line on stderr. Raises only what concerns all files, such as a bad ISP file."""
+    """Develop every job; a failure is one line on stderr.
+
+    Raises only what concerns all files, such as a bad ISP file.
+    """
     result = Result()
     todo = []
     for job in jobs:
@@ -125,7 +128,7 @@ def run(
                 result.written.append(job.picture)
             except UsageError:
                 raise
-            except Exception as error:  # noqa: BLE001 - one file must not stop the others, whatever is in it
+            except Exception as error:  # one file must not stop the others, whatever is in it
                 result.failed.append(job.raw)
                 _complain(bar, job.raw, error)
             bar.update(note=job.raw.name)

@@ -185,7 +185,10 @@ def _check_place(ifd: Ifd, tiff: Tiff) -> int | None:
 
 
 def camera_matrix(xyz_to_camera: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """XYZ (D65) -> camera [3, 3] to white-balanced camera RGB -> linear sRGB, rows sum to 1; None if it makes no sense."""
+    """[3, 3] XYZ to camera RGB, turned into white-balanced camera RGB to linear sRGB, whose rows sum to 1.
+
+    None where the result makes no sense.
+    """
     if xyz_to_camera.shape != (3, 3) or not np.isfinite(xyz_to_camera).all():
         return None
     camera = xyz_to_camera @ SRGB_TO_XYZ
@@ -200,7 +203,7 @@ def camera_matrix(xyz_to_camera: NDArray[np.float64]) -> NDArray[np.float64] | N
 
 
 def tag_matrix(tiff: Tiff) -> tuple[NDArray[np.float64], str] | None:
-    """The camera matrix of a DNG (`camera_matrix`) and the tag it came from: the one for daylight where there are two."""
+    """The camera matrix of a DNG (`camera_matrix`) and the tag it came from: of two, the one for daylight."""
     found: list[tuple[int, NDArray[np.float64], str]] = []
     names: tuple[Literal["1", "2"], ...] = ("2", "1")
     for number in names:

@@ -42,7 +42,7 @@ class LibRawPicture:
 
 
 def decode(source: Path | BinaryIO, *, file_bytes: int, max_pixels: int) -> LibRawPicture:
-    """Decode a file by its path or an open stream. Raises UnsupportedRaw, CorruptRaw or RawError without a file name."""
+    """Decode a file by its path or an open stream. Raises UnsupportedRaw, CorruptRaw or RawError, without its name."""
     with _opened(source) as raw:
         sizes = raw.sizes
         pixels = sizes.raw_height * sizes.raw_width
@@ -163,16 +163,18 @@ def _white(
 
 def _exif(raw: Any) -> dict[str, str | int | float]:
     """What LibRaw found; without the time, which it shifts by the time zone of this machine in some formats."""
-    other, result = raw.other, dict[str, str | int | float]()
-    for name, value in (
-        ("ExposureTime", other.shutter_speed),
-        ("FNumber", other.aperture),
-        ("ISO", other.iso_speed),
-        ("FocalLength", other.focal_length),
+    result: dict[str, str | int | float] = {}
+    other, lens = getattr(raw, "other", None), getattr(raw, "lens", None)  # absent before rawpy 0.27
+    for name, field_name in (
+        ("ExposureTime", "shutter_speed"),
+        ("FNumber", "aperture"),
+        ("ISO", "iso_speed"),
+        ("FocalLength", "focal_length"),
     ):
+        value = getattr(other, field_name, 0.0)
         if 0 < value < 1e9:
             result[name] = round(value) if name == "ISO" else float(f"{value:.6g}")
-    model = raw.lens.model.strip()
+    model = getattr(lens, "model", "").strip()
     if model and model.isprintable():
         result["LensModel"] = model
     return result

@@ -129,7 +129,8 @@ def read_raw(source: str | Path | bytes | BinaryIO) -> RawFrame:
     """Read a camera's raw file: its visible Bayer mosaic with levels, colour and orientation.
 
     `source`: a path, the bytes of a file, or an open binary file. Raises UnsupportedRaw for a whole file that is no
-    Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened; the message begins with the name.
+    Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened. The message begins with
+    the name of the file.
     """
     with _opened(source) as (stream, decodable, name):
         try:
@@ -215,7 +216,8 @@ def _compare(picture: libraw.LibRawPicture, tags: RawTags) -> None:
     # As sets: LibRaw moves an odd active area to even rows and columns but leaves the pattern of blacks behind.
     if tags.black is not None and _apart(sorted(tags.black), sorted(picture.black)):
         raise CorruptRaw(
-            f"the tag BlackLevel says {_list(tags.black)} but LibRaw {_list(picture.black)}: the file contradicts itself"
+            f"the tag BlackLevel says {_list(tags.black)} but LibRaw {_list(picture.black)}: "
+            "the file contradicts itself"
         )
     if tags.white is not None and _apart([tags.white] * 4, list(picture.white)):
         raise CorruptRaw(
@@ -247,7 +249,7 @@ def _check_filled(picture: libraw.LibRawPicture) -> None:
     share = float(np.mean(tail == 0))
     if share > (0.5 if min(picture.black) >= 4 else 0.999):
         raise CorruptRaw(
-            f"{share:.0%} of its last {rows} rows are exactly zero: pixel data is missing, copy it again from the camera"
+            f"{share:.0%} of its last {rows} rows are exactly zero: pixel data is missing, copy the file again"
         )
 
 
