@@ -32,7 +32,7 @@ def colours(seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_developing_undoes_exposing_for_every_colour(seed: int) -> None:
-    """The look, the matrix and the gamut lose nothing: only few of the most saturated colours are clipped, and little."""
+    """Look, matrix and gamut lose nothing: a few of the most saturated colours are clipped, and little."""
     camera = SynthCamera.from_seed(seed)
     photo = colours(seed)
     exposed = camera.expose(photo)
