@@ -1,0 +1,141 @@
+"""`evaluate`: a run through torch, a file without torch, and the command around them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.ingest import ingest_frame
+from eguot_sdk.isp import DEFAULT_ISP, ISP
+from eguot_sdk.metrics import psnr
+from eguot_sdk.pairs import list_pairs, write_pair
+from eguot_train.cli_data import evaluate as command
+from eguot_train.data.scenes import make_scene
+from eguot_train.data.synth import SynthCamera
+from eguot_train.evaluate import csv_path, evaluate_model
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for i, cfa in enumerate(("RGGB", "RGGB", "BGGR")):
+        scene = make_scene(i, 48, 64)
+        write_pair(tmp_path / "pairs", f"scene{i}", SynthCamera.from_seed(1, cfa).shoot(scene, f"scene{i}"), scene)
+    return tmp_path / "pairs"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder whose EMA weights differ from its last ones."""
+    torch = pytest.importorskip("torch")
+    from eguot_train.checkpoint import build_isp, prefixed, save_checkpoint
+    from eguot_train.config import TrainConfig
+
+    torch.manual_seed(0)
+    weights = {}
+    for which in ("net", "ema"):
+        net = build_isp("qisp-s")
+        for parameter in net.parameters():
+            torch.nn.init.normal_(parameter, 0.0, (1 / max(parameter[0].numel(), 16)) ** 0.5)
+        weights |= prefixed(which, net.state_dict())
+    folder = tmp_path / "run"
+    save_checkpoint(folder, 10, weights, {})
+    (folder / "config.json").write_text(TrainConfig(mode="unpaired").to_json())
+    return folder
+
+
+def test_a_run_is_scored_by_its_ema_weights_on_whole_frames(run: Path, pairs: Path) -> None:
+    """Against the network on planes reflected by NumPy, for the pairs that start with red."""
+    import torch
+
+    from eguot_train.checkpoint import part, read_checkpoint
+    from eguot_train.isps import ISPS
+
+    scores = {s.name: s for s in evaluate_model(run, pairs).scores}
+    assert sorted(scores) == ["scene0", "scene1", "scene2"]
+    net = ISPS["qisp-s"]()
+    net.load_state_dict(part("ema", read_checkpoint(run / "checkpoints" / "000010.safetensors")[0]))
+    for pair in list_pairs(pairs)[:2]:
+        planes, _ = ingest_frame(pair.frame())
+        halo = net.halo
+        padded = np.pad(unpacked(planes), 2 * halo, mode="reflect")
+        planes = np.stack([padded[y::2, x::2] for y in (0, 1) for x in (0, 1)])
+        with torch.no_grad():
+            rgb = net.eval()(torch.from_numpy(planes)[None])[0].permute(1, 2, 0).numpy()
+        picture = np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8)[2 * halo : -2 * halo, 2 * halo : -2 * halo]
+        assert scores[pair.name].psnr_db == pytest.approx(psnr(np.ascontiguousarray(picture), pair.truth()), abs=1e-3)
+
+
+def unpacked(planes: np.ndarray) -> np.ndarray:
+    mosaic = np.empty((2 * planes.shape[0], 2 * planes.shape[1]), planes.dtype)
+    for i in range(4):
+        mosaic[i // 2 :: 2, i % 2 :: 2] = planes[..., i]
+    return mosaic
+
+
+def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
+    done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--json"])
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert list(result) == ["protocol", "images", "psnr_db", "ssim", "de2000", "psnr_affine_db", "csv"]
+    assert result["protocol"] == "plain"
+    assert Path(result["csv"]) == run / "evaluate-pairs.csv"
+    with Path(result["csv"]).open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert result["images"] == len(rows) == 3
+    for metric in ("psnr_db", "ssim", "de2000", "psnr_affine_db"):
+        assert result[metric] == pytest.approx(np.mean([float(row[metric]) for row in rows]), abs=1e-5)
+    done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--out", str(tmp_path / "scores")])
+    assert done.exit_code == 0, done.output
+    assert f"{result['psnr_db']:.2f} dB" in done.stdout
+    assert (tmp_path / "scores" / "evaluate-pairs.csv").is_file()
+
+
+def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`process` of the loaded ISP is what is scored, phase and all."""
+    path = tmp_path / "look.w8a8.tflite"
+    path.write_bytes(b"")
+    fake = ISP.fake(threads=1)
+    monkeypatch.setattr(ISP, "load", classmethod(lambda cls, given: fake if given == path else None))
+    evaluation = evaluate_model(path, pairs)
+    for pair, score in zip(list_pairs(pairs), evaluation.scores, strict=True):
+        assert score.psnr_db == psnr(fake.process(pair.frame()), pair.truth())
+        assert score.psnr_db > 10
+    assert csv_path(path, pairs, None) == tmp_path / "look.w8a8-evaluate-pairs.csv"
+    assert csv_path("default", pairs, None) == Path("default-evaluate-pairs.csv")
+
+
+@pytest.mark.skipif(not DEFAULT_ISP.is_file(), reason="this tree has no default ISP")
+def test_the_default_isp_is_scored_without_torch(pairs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert")
+    code = f"""
+import sys
+for name in ("torch", "tensorflow", "scipy", "skimage"):
+    sys.modules[name] = None
+from eguot_train.cli_data import evaluate
+evaluate(["default", "--pairs", {str(pairs)!r}, "--out", {str(tmp_path / "out")!r}, "--json"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == 3
+
+
+def test_importing_the_command_imports_no_torch() -> None:
+    code = "import sys, eguot_train.cli_data, eguot_train.evaluate; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_cannot_be_scored_is_refused(pairs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such run folder or ISP file"):
+        evaluate_model(tmp_path / "absent.tflite", pairs)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        evaluate_model(tmp_path / "empty", pairs)
