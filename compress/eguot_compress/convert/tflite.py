@@ -1,0 +1,93 @@
+"""TFLite files: litert-torch for the graph, our own scales for integers, DEPTH_TO_SPACE for the tail.
+
+Input 0 is packed planes [1, h, w, 4], output 0 is sRGB [1, 2h, 2w, 3]. The size written is a default: a runtime may
+resize the input to any multiple of `net.multiple`. Integer files hold exactly the scales of the QuantBody given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eguot_compress.fake_quant import QuantState, float_body, permute_tail, quantise_body
+from eguot_compress.quiet import quietly
+from eguot_sdk.errors import EguotError, MissingDependency
+
+from .tflite_edits import finish_tflite
+
+if TYPE_CHECKING:
+    from eguot_sdk.spec import Precision
+    from eguot_train.isps.base import IspNet
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8a8", "w8a16")
+
+
+def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState | None = None) -> bytes:
+    """A .tflite without a spec. `side`: height and width written, packed pixels. `state`: scales, for w8a8 and w8a16.
+
+    Raises EguotError when an op of the network cannot be converted, MissingDependency without litert-torch.
+    """
+    ordered = permute_tail(net, net.shuffle)
+    ordered.eval()
+    if precision in ("w8a8", "w8a16"):
+        assert state is not None
+        body = quantise_body(ordered, bits=state.bits)
+        body.load_state(state)
+        with body.exporting():
+            data = _litert(body, side, integers=True)
+    else:
+        data = _litert(float_body(ordered).eval(), side, integers=False)
+        if precision != "fp32":
+            data = _cast_weights(data, precision)
+    return finish_tflite(data, net.shuffle)
+
+
+def _litert(body: object, side: int, *, integers: bool) -> bytes:
+    try:
+        with quietly():
+            import litert_torch
+    except ImportError as error:
+        raise MissingDependency("litert-torch", needed_for="a TFLite file", pip="eguot-sdk[convert]") from error
+    import torch
+
+    with quietly():
+        from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
+        from litert_torch.quantize.quant_config import QuantConfig
+
+        quantizer = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
+        wrapped = litert_torch.to_channel_last_io(body, args=[0], outputs=[0]).eval()
+        shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
+        try:
+            model = litert_torch.convert(
+                wrapped, (torch.zeros(1, side, side, 4),),
+                quant_config=QuantConfig(pt2e_quantizer=quantizer) if integers else None,
+            )  # fmt: skip
+            return bytes(model.model_content())
+        except Exception as error:  # the converter raises whatever its passes raise
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise EguotError(f"TFLite: the converter refuses this network: {first:.200}") from error
+        finally:
+            litert_torch.config.show_progress = shown
+
+
+def _cast_weights(data: bytes, precision: Precision) -> bytes:
+    """The float file with fp16 or int8 weights that are turned back to float32 when it is loaded."""
+    with quietly():
+        from ai_edge_quantizer import qtyping, quantizer, recipe
+
+        job = quantizer.Quantizer(bytearray(data))
+        if precision == "w8":
+            job.load_quantization_recipe(recipe.weight_only_wi8_afp32())
+        else:
+            job.update_quantization_recipe(
+                regex=".*",
+                operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+                algorithm_key="float_casting",
+                op_config=qtyping.OpQuantizationConfig(
+                    weight_tensor_config=qtyping.TensorQuantizationConfig(
+                        num_bits=16, dtype=qtyping.TensorDataType.FLOAT
+                    ),
+                    compute_precision=qtyping.ComputePrecision.FLOAT,
+                    explicit_dequantize=True,
+                ),
+            )
+        return bytes(job.quantize(enable_progress_report=False).quantized_model)

@@ -1,0 +1,415 @@
+"""A network body with the rounding of an integer file put into it, in a form that files keep exactly.
+
+Owns where quantisers sit and what they do; leaves out calibration data (`calibration`), training and file formats.
+Weights are int8 per output channel, symmetric; activations are int8 per tensor with a zero point, or int16 symmetric.
+A convolution or sum followed by ReLU is one unit: the quantiser sits after the ReLU, as runtimes fuse it. Input and
+output ranges are fixed to [0, 1] (scale 1/255, zero point -128 for int8), so the stored output clamps by itself.
+When `exporting` is on, the same scales leave as `quantized_decomposed` ops, the form the converters read.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from eguot_sdk.errors import EguotError
+
+Bits = Literal[8, 16]
+PERCENTILE = 99.99
+SAMPLES_PER_CALL = 1 << 14
+
+_RELU_LIKE: set[Any] = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
+_ELEMENTWISE: set[Any] = {operator.add, operator.sub, operator.mul, operator.iadd, torch.add, torch.sub, torch.mul,
+                          "add", "sub", "mul", "add_", "mul_"}  # fmt: skip
+_VALUE: set[Any] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+                    F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
+_SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
+                         operator.getitem, "view", "reshape", "permute", "contiguous"}  # fmt: skip
+_CONCAT: set[Any] = {torch.cat, torch.concat}
+_FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
+                                        "sigmoid": (1 / 256, -128), nn.Tanh: (1 / 128, 0),
+                                        torch.tanh: (1 / 128, 0), "tanh": (1 / 128, 0)}  # fmt: skip
+
+
+class FakeQuant(nn.Module):
+    """Rounds a tensor to the steps of its integer type. Float in, float out; gradients pass where nothing clips.
+
+    `observing`: learn the range from what passes. `enabled`: round. `exporting`: leave Q/DQ ops
+    with these constants in the graph instead.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, bits: Bits, fixed: tuple[float, int] | None = None) -> None:
+        super().__init__()
+        self.bits, self.fixed = bits, fixed
+        self.qmin, self.qmax = (-128, 127) if bits == 8 else (-32768, 32767)
+        self.observing = False
+        self.enabled = True
+        self.exporting: tuple[float, int] | None = None
+        self.samples: list[Tensor] = []
+        self.low = self.high = 0.0
+        scale, zero_point = fixed if fixed is not None else (1.0, 0)
+        self.register_buffer("scale", torch.tensor(scale, dtype=torch.float32))
+        self.register_buffer("zero_point", torch.tensor(zero_point, dtype=torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.observing and self.fixed is None:
+            self._observe(x.detach())
+        if self.exporting is not None:
+            return self._export(x, *self.exporting)
+        if not self.enabled:
+            return x
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.qmin, self.qmax)
+
+    def _observe(self, x: Tensor) -> None:
+        flat = x.flatten()
+        step = max(1, flat.numel() // SAMPLES_PER_CALL) | 1  # odd: does not fall in step with rows and channels
+        self.samples.append(flat[::step].clone())
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+
+    def _export(self, x: Tensor, scale: float, zero_point: int) -> Tensor:
+        qd = torch.ops.quantized_decomposed
+        kind = torch.int8 if self.bits == 8 else torch.int16
+        args = (scale, zero_point, self.qmin, self.qmax, kind)
+        stored: Tensor = qd.dequantize_per_tensor(qd.quantize_per_tensor(x, *args), *args)
+        return stored
+
+    def settle(self, *, keep: float = 0.0) -> None:
+        """Turn what was observed into a scale; `keep` blends the old range in (0: forget it). Clears the samples.
+
+        int8 takes the 99.99 percentile on each side; int16 has steps to spare and takes the extremes.
+        """
+        if self.fixed is not None or not self.samples:
+            return
+        if self.bits == 16:
+            low, high = self.low, self.high
+        else:
+            values = torch.cat(self.samples).numpy()
+            low, high = (float(v) for v in np.percentile(values, [100 - PERCENTILE, PERCENTILE]))
+        self.samples.clear()
+        if keep:
+            old_low, old_high = self.range()
+            low, high = keep * old_low + (1 - keep) * low, keep * old_high + (1 - keep) * high
+        self.set_range(low, high)
+
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest value the integer type can hold at the present scale."""
+        scale, zero_point = float(self.scale), int(self.zero_point)
+        return (self.qmin - zero_point) * scale, (self.qmax - zero_point) * scale
+
+    def set_range(self, low: float, high: float) -> None:
+        """Cover [low, high] and 0 (padding writes exact zeros); the scale is rounded to float32, as files store it."""
+        low, high = min(low, 0.0), max(high, 0.0)
+        if self.bits == 16:
+            scale, zero_point = np.float32(max(-low, high, 1e-6) / 32767), 0
+        else:
+            scale = np.float32(max(high - low, 1e-6) / 255)
+            zero_point = int(np.clip(round(-128 - low / float(scale)), -128, 127))
+        self.scale.fill_(float(scale))
+        self.zero_point.fill_(zero_point)
+
+
+class QuantConv(nn.Module):
+    """A convolution whose weights are rounded to int8 steps, one scale per output channel (largest weight / 127).
+
+    Holds the original layer, so its parameters keep their identity and their names inside the network.
+    """
+
+    export_scale: Tensor
+    export_zero: Tensor
+
+    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+        super().__init__()
+        self.conv = conv
+        self.axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
+        self.exporting = False
+        self.enabled = True
+        channels = conv.weight.shape[self.axis]
+        self.register_buffer("export_scale", torch.ones(channels), persistent=False)
+        self.register_buffer("export_zero", torch.zeros(channels, dtype=torch.int64), persistent=False)
+
+    def scales(self) -> Tensor:
+        """float32 [output channels]. A dead channel gets a step that keeps its bias within int32."""
+        other = [d for d in range(self.conv.weight.ndim) if d != self.axis]
+        largest = self.conv.weight.detach().abs().amax(other)
+        floor = torch.full_like(largest, 1e-7)
+        if self.conv.bias is not None:
+            floor = torch.maximum(floor, self.conv.bias.detach().abs() * 1e-5)
+        return torch.maximum(largest / 127, floor)
+
+    def weight(self) -> Tensor:
+        """The weights as the file will hold them, in float."""
+        weight = self.conv.weight
+        if self.exporting:
+            qd = torch.ops.quantized_decomposed
+            args = (self.export_scale, self.export_zero, self.axis, -127, 127, torch.int8)
+            stored: Tensor = qd.dequantize_per_channel(qd.quantize_per_channel(weight, *args), *args)
+            return stored
+        if not self.enabled:
+            return weight
+        scale = self.scales()
+        zero = torch.zeros(scale.shape, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, weight = self.conv, self.weight()
+        if isinstance(conv, nn.Linear):
+            return F.linear(x, weight, conv.bias)
+        if isinstance(conv, nn.ConvTranspose2d):
+            assert not isinstance(conv.padding, str)
+            return F.conv_transpose2d(
+                x, weight, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
+            )
+        return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantState:
+    """Everything besides the weights that makes a quantised network: JSON-able, kept beside a checkpoint."""
+
+    bits: Bits
+    activations: dict[str, tuple[float, int]]
+    """Name of the quantiser -> scale, zero point."""
+    float_layers: tuple[str, ...] = ()
+    """Convolutions left in float."""
+
+
+class QuantBody(nn.Module):
+    """The body of a network with quantisers in it: packed planes [B, 4, h, w] -> [B, 3 * shuffle**2, ...]."""
+
+    def __init__(self, graph: fx.GraphModule, bits: Bits) -> None:
+        super().__init__()
+        self.graph_module = graph
+        self.bits: Bits = bits
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.graph_module(x)
+        return out
+
+    def quantisers(self) -> dict[str, FakeQuant]:
+        """Activation quantisers by name, in the order of the graph."""
+        return {n.removeprefix("graph_module."): m for n, m in self.named_modules() if isinstance(m, FakeQuant)}
+
+    def convolutions(self) -> dict[str, QuantConv]:
+        """Quantised convolutions by their name in the network, in the order of the graph."""
+        found = {n.removeprefix("graph_module.net."): m for n, m in self.named_modules() if isinstance(m, QuantConv)}
+        return found
+
+    def state(self) -> QuantState:
+        """What `load_state` needs to make an equal network from equal weights."""
+        return QuantState(
+            bits=self.bits,
+            activations={n: (float(q.scale), int(q.zero_point)) for n, q in self.quantisers().items()},
+            float_layers=tuple(n for n, c in self.convolutions().items() if not c.enabled),
+        )
+
+    def load_state(self, state: QuantState) -> None:
+        """Take the scales of `state`. Raises EguotError where it belongs to another network."""
+        quantisers = self.quantisers()
+        if set(state.activations) != set(quantisers) or state.bits != self.bits:
+            odd = sorted(set(state.activations) ^ set(quantisers)) or [f"{state.bits} bits"]
+            raise EguotError(f"quantisation scales do not fit this network ({odd[0]}): quantise the run again")
+        for name, (scale, zero_point) in state.activations.items():
+            quantisers[name].scale.fill_(scale)
+            quantisers[name].zero_point.fill_(zero_point)
+        convolutions = self.convolutions()
+        for name in state.float_layers:
+            convolutions[name].enabled = False
+
+    def observe(self, on: bool) -> None:
+        """Switch the learning of ranges on or off."""
+        for quantiser in self.quantisers().values():
+            quantiser.observing = on
+
+    def enable(self, on: bool) -> None:
+        """Switch all rounding on or off; off is the float network."""
+        for quantiser in self.quantisers().values():
+            quantiser.enabled = on
+        for conv in self.convolutions().values():
+            conv.enabled = on
+
+    @contextmanager
+    def exporting(self) -> Iterator[QuantBody]:
+        """Within: the graph holds Q/DQ ops with constant scales instead of rounding."""
+        import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed)
+
+        quantisers, convolutions = self.quantisers().values(), self.convolutions().values()
+        for conv in convolutions:
+            conv.export_scale.copy_(conv.scales())
+            conv.exporting = conv.enabled
+        for quantiser in quantisers:
+            quantiser.exporting = (float(quantiser.scale), int(quantiser.zero_point))
+        try:
+            yield self
+        finally:
+            for conv in convolutions:
+                conv.exporting = False
+            for quantiser in quantisers:
+                quantiser.exporting = None
+
+
+def quantise_body(net: nn.Module, *, bits: Bits = 8) -> QuantBody:
+    """Put quantisers into `net.body`, ranges not yet learned. The weights are shared with `net`, not copied.
+
+    `net`: an IspNet. Raises EguotError naming the first op that has no integer form here.
+    """
+    graph_module = trace_body(net)
+    modules = dict(graph_module.named_modules())
+    sites = _activation_sites(graph_module, modules)
+    fixed = (1 / 255, -128) if bits == 8 else (1 / 32767, 0)
+    holders: dict[str, FakeQuant] = {}
+    for node, name, special in sites:
+        quantiser = holders.get(name)
+        if quantiser is None:
+            at_edge = special == "edge"
+            value = fixed if at_edge else special if isinstance(special, tuple) else None
+            if value is not None and not at_edge and bits == 16:
+                value = (1 / 32768, 0)
+            quantiser = holders[name] = FakeQuant(bits, value)
+            graph_module.add_module(name, quantiser)
+        with graph_module.graph.inserting_after(node):
+            placed = graph_module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(placed, delete_user_cb=lambda user, placed=placed: user is not placed)  # type: ignore[misc]
+    for path, module in modules.items():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            graph_module.set_submodule(path, QuantConv(module))
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return QuantBody(graph_module, bits).train(net.training)
+
+
+class _Body(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net.body(x)  # type: ignore[operator]
+        return out
+
+
+def float_body(net: nn.Module) -> nn.Module:
+    """`net.body` as a module of its own, for tracing and export. Shares its weights with `net`."""
+    return _Body(net)
+
+
+def trace_body(net: nn.Module) -> fx.GraphModule:
+    """The graph of `net.body`: submodules are called under the name `net.<path>`. Shares its weights with `net`."""
+    try:
+        return fx.symbolic_trace(_Body(net))
+    except Exception as error:  # the tracer raises whatever the traced code raises
+        raise EguotError(f"the network's body cannot be traced: {str(error).splitlines()[0]}") from error
+
+
+def calibrate(body: QuantBody, tiles: Iterable[Tensor]) -> None:
+    """Learn every activation range from float forward passes over `tiles` ([B, 4, h, w], companded, [0, 1])."""
+    body.enable(False)
+    body.observe(True)
+    with torch.no_grad():
+        for tile in tiles:
+            body(tile)
+    body.observe(False)
+    body.enable(True)
+    for quantiser in body.quantisers().values():
+        quantiser.settle()
+
+
+def last_convolution(net: nn.Module) -> str:
+    """Path inside `net` of the convolution whose outputs are the body's. Raises EguotError if there is none."""
+    graph_module = trace_body(net)
+    (output,) = graph_module.graph.find_nodes(op="output")
+    last = output.args[0]
+    if isinstance(last, fx.Node) and last.op == "call_module":
+        path = str(last.target)
+        if isinstance(graph_module.get_submodule(path), nn.Conv2d):
+            return path.removeprefix("net.")
+    raise EguotError("the network's body must end in a convolution, so that its channels can be put in file order")
+
+
+def permute_tail(net: nn.Module, block: int) -> nn.Module:
+    """A copy of `net` whose last convolution writes DEPTH_TO_SPACE (DCR) order instead of pixel_shuffle order."""
+    twin = copy.deepcopy(net)
+    conv = twin.get_submodule(last_convolution(net))
+    assert isinstance(conv, nn.Conv2d)
+    order = torch.tensor([c * block * block + ij for ij in range(block * block) for c in range(3)])
+    with torch.no_grad():
+        conv.weight.copy_(conv.weight[order])
+        if conv.bias is not None:
+            conv.bias.copy_(conv.bias[order])
+    return twin
+
+
+Site = tuple[fx.Node, str, tuple[float, int] | str | None]
+
+
+def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> list[Site]:
+    """Nodes to put a quantiser after, its name, and what is special: "edge" (input, output) or a fixed range."""
+    nodes = list(graph.graph.nodes)
+    output = nodes[-1]
+    last_value = _source(output.args[0], modules)
+    sites: list[Site] = []
+    for node in nodes:
+        kind = _kind(node, modules)
+        if node.op == "placeholder":
+            sites.append((node, "q_input", "edge"))
+        elif node is last_value:
+            sites.append((node, "q_output", "edge"))
+        elif kind in _FIXED:
+            sites.append((node, f"q_{node.name}", _FIXED[kind]))
+        elif (kind in _VALUE and not _fused_with_relu(node, modules)) or kind in _RELU_LIKE or kind in _CONCAT:
+            sites.append((node, f"q_{node.name}", None))
+        elif node.op not in ("output", "get_attr") and kind not in _VALUE and kind not in _SAME_RANGE:
+            name = _op_name(node, modules)
+            raise EguotError(f"{name} has no int8 form here: use conv, ReLU, add, mul, mean or concat")
+    return _tie_concats(sites, modules)
+
+
+def _tie_concats(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]:
+    """A concatenation and its inputs share one range: integer kernels copy, they do not rescale."""
+    names = {node: name for node, name, _ in sites}
+    for node, name, _ in sites:
+        if _kind(node, modules) in _CONCAT:
+            for part in node.args[0]:  # type: ignore[union-attr]
+                source = _source(part, modules)
+                old = names[source]
+                names = {n: name if v == old else v for n, v in names.items()}
+    edges = {names[node] for node, _, special in sites if special == "edge"}
+    return [(node, names[node], "edge" if names[node] in edges else special) for node, _, special in sites]
+
+
+def _source(node: Any, modules: dict[str, nn.Module]) -> fx.Node:
+    """The node that made the values of `node`, through ops that only move them."""
+    while _kind(node, modules) in _SAME_RANGE:
+        node = node.args[0]
+    assert isinstance(node, fx.Node)
+    return node
+
+
+def _fused_with_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    users = list(node.users)
+    return len(users) == 1 and _kind(users[0], modules) in _RELU_LIKE
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., Any] | str | None:
+    if node.op == "call_module":
+        return type(modules[str(node.target)])
+    if node.op in ("call_function", "call_method"):
+        return node.target
+    return None
+
+
+def _op_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
+    kind = _kind(node, modules)
+    return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))

@@ -1,0 +1,55 @@
+"""Keep the converters' own chatter off the user's terminal, and only that.
+
+Converters and their C++ parts print progress and deprecation notices straight to file descriptors 1 and 2. `quietly`
+collects both while it runs, drops the lines known to be noise and passes the rest to stderr when it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+NOISE = re.compile(
+    r"flatbuffer_export\.cc"  # operation counts
+    r"|port\.cc.*oneDNN"
+    r"|absl::InitializeLog"
+    r"|torchao/_C_"  # kernels of other processors
+    r"|register_constant\(\) on Enum"
+    r"|Created TensorFlow Lite XNNPACK delegate"
+    r"|^\s*$"
+)
+WARNINGS = (
+    r".*isinstance\(treespec, LeafSpec\)",
+    r".*torch\.ao\.quantization is deprecated",
+    r".*experimental_preserve_all_tensors",
+)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within: converter noise is held back. Not for use from several threads at once."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held, warnings.catch_warnings():
+        for pattern in WARNINGS:
+            warnings.filterwarnings("ignore", message=pattern)
+        saved = os.dup(1), os.dup(2)
+        os.dup2(held.fileno(), 1)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for target, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, target)
+                os.close(copy)
+            held.seek(0)
+            for line in held.read().decode(errors="replace").splitlines():
+                if not NOISE.search(line):
+                    print(line, file=sys.stderr)

@@ -1,0 +1,59 @@
+"""Where crops come from, and what happens where they cannot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from eguot_compress.calibration import CALIBRATION_CROPS, GOLDEN_CROPS, load_calibration
+from eguot_sdk.errors import UsageError
+from eguot_train.config import TrainConfig
+
+CONFIG = TrainConfig(mode="supervised")
+
+
+def test_procedural_scenes_where_nothing_is_given() -> None:
+    found = load_calibration(CONFIG, None)
+    assert found.source["kind"] == "procedural scenes"
+    assert found.tiles.shape[0] == CALIBRATION_CROPS
+    assert found.golden.shape[0] == GOLDEN_CROPS + 1
+    assert found.tiles.dtype == torch.float32
+    assert float(found.tiles.min()) >= 0
+    assert float(found.tiles.max()) <= 1
+    assert float(found.tiles.std()) > 0.1
+    again = load_calibration(CONFIG, None)
+    assert torch.equal(found.golden, again.golden)
+
+
+def test_the_ramp_is_grey_and_whole() -> None:
+    ramp = load_calibration(CONFIG, None).ramp
+    assert torch.equal(ramp[0, 0], ramp[0, 3])
+    assert float(ramp[0, 0, 5, 0]) == 0
+    assert float(ramp[0, 0, 5, -1]) == 1
+
+
+def test_pairs_bring_their_truth_aligned(pairs: Path) -> None:
+    found = load_calibration(CONFIG, pairs)
+    assert found.source["kind"] == "pairs"
+    assert len(found.source["sha256"]) == 64
+    assert found.truths is not None
+    assert found.truths.shape[-1] == 2 * found.golden.shape[-1]
+    # brightness of a crop and of its truth go together
+    planes, truths = found.golden[:-1].mean((1, 2, 3)), found.truths.mean((1, 2, 3))
+    assert float(torch.corrcoef(torch.stack([planes, truths]))[0, 1]) > 0.9
+    assert str(pairs) not in str(found.source)
+
+
+def test_the_runs_own_folder_is_taken_and_a_vanished_one_is_not(pairs: Path, tmp_path: Path) -> None:
+    own = TrainConfig(mode="supervised", pairs=str(pairs))
+    assert load_calibration(own, None).source["kind"] == "pairs"
+    gone = TrainConfig(mode="supervised", pairs=str(tmp_path / "gone"))
+    assert load_calibration(gone, None).source["kind"] == "procedural scenes"
+
+
+def test_a_folder_of_damaged_raws_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.dng").write_bytes(b"II*\0" + b"\0" * 64)
+    with pytest.raises(UsageError, match="no readable raws"):
+        load_calibration(CONFIG, tmp_path)

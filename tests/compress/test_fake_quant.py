@@ -1,0 +1,183 @@
+"""Quantisers against their formulas in NumPy, and the exported form against the one that trains."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eguot_compress.fake_quant import (
+    FakeQuant,
+    QuantBody,
+    QuantConv,
+    QuantState,
+    calibrate,
+    permute_tail,
+    quantise_body,
+)
+from eguot_sdk.errors import EguotError
+from eguot_train.isps.base import IspNet
+
+
+def calibrated(net: IspNet, pictures: Tensor, bits: int = 8) -> QuantBody:
+    body = quantise_body(net, bits=bits)  # type: ignore[arg-type]
+    calibrate(body, pictures.split(2))
+    return body
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 3.0), (-1.0, 2.0), (-5.0, 0.0), (0.4, 0.9), (0.0, 0.0)])
+def test_the_range_holds_zero_and_what_was_asked(low: float, high: float) -> None:
+    quantiser = FakeQuant(8)
+    quantiser.set_range(low, high)
+    smallest, largest = quantiser.range()
+    step = float(quantiser.scale)
+    assert smallest <= min(low, 0) + step
+    assert largest >= max(high, 0) - step
+    assert -128 <= int(quantiser.zero_point) <= 127
+    assert float(quantiser(torch.zeros(1))) == 0.0
+
+
+def test_rounding_is_the_formula() -> None:
+    quantiser = FakeQuant(8)
+    quantiser.set_range(-0.7, 2.1)
+    x = torch.linspace(-2, 4, 1001)
+    scale, zero = float(quantiser.scale), int(quantiser.zero_point)
+    expected = (np.clip(np.rint(x.numpy() / np.float32(scale)) + zero, -128, 127) - zero) * scale
+    np.testing.assert_allclose(quantiser(x).numpy(), expected, atol=1e-6)
+
+
+def test_gradients_pass_inside_the_range_only() -> None:
+    quantiser = FakeQuant(8)
+    quantiser.set_range(0.0, 1.0)
+    x = torch.tensor([-0.5, 0.2, 0.8, 1.5], requires_grad=True)
+    quantiser(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_outliers_do_not_set_an_int8_range_but_set_an_int16_one() -> None:
+    values = torch.rand(1 << 17)
+    values[5] = 50.0
+    for bits, expected in ((8, 1.0), (16, 50.0)):
+        quantiser = FakeQuant(bits)  # type: ignore[arg-type]
+        quantiser.observing, quantiser.enabled = True, False
+        quantiser(values)
+        quantiser.settle()
+        assert quantiser.range()[1] == pytest.approx(expected, rel=0.02)
+
+
+def test_weights_are_rounded_per_output_channel() -> None:
+    torch.manual_seed(0)
+    for conv, axis in ((nn.Conv2d(3, 5, 3), 0), (nn.ConvTranspose2d(3, 5, 3), 1)):
+        with torch.no_grad():
+            conv.weight.mul_(torch.linspace(0.1, 2, 5).reshape([-1 if d == axis else 1 for d in range(4)]))
+        quant = QuantConv(conv)
+        weight = conv.weight.detach().numpy()
+        largest = np.abs(weight).max(axis=tuple(d for d in range(4) if d != axis), keepdims=True)
+        expected = np.rint(weight / (largest / 127)) * (largest / 127)
+        np.testing.assert_allclose(quant.weight().detach().numpy(), expected, atol=1e-6)
+        x = torch.rand(1, 3, 8, 8)
+        quant.enabled = False
+        torch.testing.assert_close(quant(x), conv(x))
+
+
+def test_a_dead_channel_keeps_its_bias_within_int32() -> None:
+    conv = nn.Conv2d(2, 2, 1)
+    with torch.no_grad():
+        conv.weight[0] = 0
+        conv.bias.fill_(3.0)  # type: ignore[union-attr]
+    assert 3.0 / (float(QuantConv(conv).scales()[0]) / 255) < 2**31
+
+
+def test_quantisers_sit_after_the_relu_and_at_both_ends(tiny: IspNet, pictures: Tensor) -> None:
+    body = calibrated(tiny, pictures)
+    # input, stem+ReLU, first+ReLU, second (into the sum), sum+ReLU, output
+    assert len(body.quantisers()) == 6
+    assert list(body.convolutions()) == ["stem", "first", "second", "tail"]
+    ends = [body.quantisers()[n] for n in ("q_input", "q_output")]
+    assert all(q.fixed == (1 / 255, -128) for q in ends)
+    assert {n: int(q.zero_point) for n, q in body.quantisers().items() if "relu" in n} == {
+        "q_relu": -128, "q_relu_1": -128, "q_relu_2": -128,
+    }  # fmt: skip
+
+
+def test_off_is_the_float_network_and_on_is_close(tiny: IspNet, pictures: Tensor) -> None:
+    body = calibrated(tiny, pictures)
+    with torch.no_grad():
+        exact, rounded = tiny.body(pictures), body(pictures)
+        body.enable(False)
+        torch.testing.assert_close(body(pictures), exact)
+    assert 0 < float((rounded - exact.clamp(0, 1)).abs().mean()) < 2 / 255
+
+
+def test_sixteen_bits_are_closer_than_eight(tiny: IspNet, pictures: Tensor) -> None:
+    exact = tiny.body(pictures).detach()
+    errors = []
+    for bits in (8, 16):
+        body = calibrated(tiny, pictures, bits)
+        for conv in body.convolutions().values():
+            conv.enabled = False
+        errors.append(float((body(pictures).detach() - exact).abs().mean()))
+    assert errors[1] < errors[0] / 25
+
+
+def test_the_exported_graph_computes_the_same(tiny: IspNet, pictures: Tensor) -> None:
+    body = calibrated(tiny, pictures)
+    with torch.no_grad():
+        trained = body(pictures)
+        with body.exporting():
+            exported = body(pictures)
+    step = 1 / 255
+    assert float(((exported - trained).abs() > 1.5 * step).float().mean()) == 0.0
+    assert float(((exported - trained).abs() > 0.5 * step).float().mean()) < 1e-3  # ties of float rounding
+
+
+def test_state_goes_from_one_network_to_an_equal_one(tiny: IspNet, pictures: Tensor) -> None:
+    body = calibrated(tiny, pictures)
+    other = quantise_body(tiny)
+    other.load_state(body.state())
+    torch.testing.assert_close(other(pictures), body(pictures), rtol=0, atol=0)
+
+
+def test_state_of_another_network_is_refused(tiny: IspNet) -> None:
+    with pytest.raises(EguotError, match="do not fit"):
+        quantise_body(tiny).load_state(QuantState(bits=8, activations={"q_input": (1 / 255, -128)}))
+
+
+def test_permuted_tail_is_depth_to_space_order(tiny: IspNet, pictures: Tensor) -> None:
+    body = permute_tail(tiny, 2).body(pictures).detach().numpy()  # type: ignore[operator]
+    n, _, h, w = body.shape
+    dcr = body.reshape(n, 2, 2, 3, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, 3, 2 * h, 2 * w)
+    np.testing.assert_allclose(dcr, F.pixel_shuffle(tiny.body(pictures), 2).detach().numpy(), atol=1e-6)
+
+
+class _WithSilu(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 12, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.conv(F.silu(x))
+
+
+class _WithConcat(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.tail = nn.Conv2d(4, 3, 1), nn.Conv2d(4, 3, 1), nn.Conv2d(6, 12, 1)
+
+    def body(self, x: Tensor) -> Tensor:
+        return self.tail(torch.cat([F.relu(self.left(x)), self.right(x)], dim=1))
+
+
+def test_an_op_without_integer_form_is_named() -> None:
+    with pytest.raises(EguotError, match="silu"):
+        quantise_body(_WithSilu())
+
+
+def test_parts_of_a_concatenation_share_one_range(pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    body = quantise_body(_WithConcat())
+    calibrate(body, [pictures])
+    assert len(body.quantisers()) == 3  # input, the shared one, output

@@ -1,0 +1,63 @@
+"""Measures of agreement against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from eguot_compress.parity import Difference, Parity, banding_lsb, drop_db
+
+
+def test_difference_of_known_offsets() -> None:
+    a = torch.full((1, 3, 10, 10), 0.5)
+    b = a.clone()
+    b[0, 0, 0, :3] += 1.5 / 255
+    b[0, 0, 1, :2] += 3 / 255
+    found = Difference.between(a, b)
+    assert found.max_lsb == pytest.approx(3, abs=1e-3)
+    assert found.over_1_lsb == pytest.approx(5 / 300)
+    assert found.over_2_lsb == pytest.approx(2 / 300)
+    mse = (3 * 1.5**2 + 2 * 3**2) / 300 / 255**2
+    assert found.psnr_db == pytest.approx(-10 * math.log10(mse), abs=1e-3)
+
+
+def test_what_clips_is_not_a_difference() -> None:
+    assert Difference.between(torch.tensor([1.2, -3.0]), torch.tensor([1.0, 0.0])).psnr_db == pytest.approx(200)
+
+
+def test_drop_to_true_pictures() -> None:
+    truth = torch.full((2, 3, 8, 8), 0.5)
+    network, file = truth + 0.01, truth + 0.02
+    assert drop_db(file, network, truth) == pytest.approx(20 * math.log10(2), abs=1e-3)
+
+
+def test_estimated_drop_is_that_of_independent_errors() -> None:
+    torch.manual_seed(0)
+    truth = torch.full((4, 3, 64, 64), 0.5)
+    network = truth + 10 ** (-30 / 20) * torch.randn_like(truth)
+    file = network + 0.01 * torch.randn_like(truth)
+    estimate = drop_db(file.clamp(0, 1), network.clamp(0, 1), None)
+    assert estimate == pytest.approx(drop_db(file, network, truth), abs=0.03)
+
+
+def test_a_dropped_level_shows_as_banding() -> None:
+    smooth = torch.linspace(0.2, 0.4, 128).expand(3, 4, 128)
+    step = float(smooth[0, 0, 1] - smooth[0, 0, 0]) * 255
+    banded = (smooth * 255 / 4).round() * 4 / 255
+    assert banding_lsb(smooth, smooth) == 0
+    assert banding_lsb(banded, smooth) == pytest.approx(4 - step, abs=0.05)
+
+
+def parity(over: float = 0.0, drop: float = 0.1, twin_drop: float = 0.1, psnr: float = 70.0) -> Parity:
+    found = Difference(psnr_db=psnr, max_lsb=1, over_1_lsb=over, over_2_lsb=over)
+    return Parity(twin=found, network=found, drop_db=drop, twin_drop_db=twin_drop, drop_basis="pairs", banding_lsb=0)
+
+
+def test_what_falls_short() -> None:
+    assert parity().problem("w8a8") is None
+    assert "2 LSB" in str(parity(over=0.003).problem("w8a8"))
+    assert "0.050 dB" in str(parity(drop=0.15).problem("w8a8"))
+    assert parity(psnr=79.9).problem("fp16") is None
+    assert "80 needed" in str(parity(psnr=79.9).problem("fp32"))
