@@ -1,0 +1,32 @@
+"""Run a camera ISP: raw Bayer in, sRGB out.
+
+    from eguot_sdk import ISP
+    rgb = ISP.load("look.w8a8.tflite").process("IMG.dng")    # uint8 [H, W, 3], sRGB, upright
+
+Names are loaded when first used, so importing the package loads no runtime and no raw reader.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import EguotError
+    from .isp import ISP
+    from .raw import RawFrame, read_raw
+    from .spec import IspSpec
+
+__all__ = ["ISP", "EguotError", "IspSpec", "RawFrame", "read_raw"]
+
+_HOME = {"ISP": "isp", "EguotError": "errors", "IspSpec": "spec", "RawFrame": "raw", "read_raw": "raw"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

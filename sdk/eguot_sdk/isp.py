@@ -1,0 +1,320 @@
+"""Develop raws with an ISP file: ingest, tiles and a runtime joined.
+
+A frame is cut into tiles that run in parallel, each on a runtime of one thread; a single tile gets all the threads
+itself. Memory is the picture plus the tiles in flight. The result does not depend on tile size or thread count:
+bit for bit for integer ISPs, within rounding for float ones. Writing files is `output`'s.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, BinaryIO, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import IspFileError, UsageError
+from .ingest import Ingest, dequantise, quantise
+from .ispfile import read_spec
+from .output import Picture, to_square_pixels, upright
+from .raw import RawFrame, read_raw
+from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
+from .runtimes.fake import FakeRuntime, fake_spec
+from .spec import IspSpec, TensorSpec
+from .tiling import TileSide, Tiling, plan, tile_side
+
+DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
+MAX_EXPOSURE_EV = 16.0
+MAX_THREADS = 256
+STRIPE = 1 << 16
+"""Pixels that are read or written at once, so that a whole frame as one tile needs no second copy of itself."""
+
+Storer = Callable[[NDArray[Any], NDArray[Any]], None]
+Source = str | Path | bytes | BinaryIO | RawFrame
+Progress = Callable[[int, int], None]
+"""Called in the caller's thread with (tiles done, tiles of this frame)."""
+
+
+class ISP:
+    """One ISP, ready to develop raws. Safe to use from several threads; frames are developed one at a time.
+
+        with ISP.load("look.w8a8.tflite") as isp:
+            rgb = isp.process("IMG.dng")
+
+    `spec`: what the ISP file says of itself. `threads`: how many are used. `runtime`: package and version it runs on.
+    """
+
+    def __init__(
+        self,
+        spec: IspSpec,
+        runtime_factory: RuntimeFactory,
+        *,
+        threads: int | None = None,
+        tile: TileSide | None = None,
+    ) -> None:
+        """`runtime_factory`: number of threads -> a new Runtime. Most callers want `ISP.load` or `ISP.fake`."""
+        if spec.layout != "NHWC":
+            raise IspFileError(f"ISP {spec.name!r}: its layout {spec.layout} cannot be run here: convert it as NHWC")
+        if spec.scale_factor % 2:
+            raise IspFileError(f"ISP {spec.name!r}: raws need an even scale factor, not {spec.scale_factor}")
+        self.spec = spec
+        self.threads = _thread_count(threads)
+        self.tile = tile_side(spec, tile)
+        self._factory = runtime_factory
+        self._opened: dict[int, list[Runtime]] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+        self.runtime = self._runtimes(1, self.threads if self.tile == "whole" else 1)[0].name
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path | None = None,
+        *,
+        threads: int | None = None,
+        tile: TileSide | None = None,
+        delegate: str | Path | None = None,
+    ) -> ISP:
+        """Open an ISP file. `path` None: the default ISP of this package.
+
+        `threads`: at most this many; None: the processors this process may use, or 1 with a delegate.
+        `tile`: side of a tile in packed pixels (2x2 raw pixels), or "whole"; None: what the file prefers.
+        `delegate`: path of a TFLite delegate library; it is code and will be run.
+        Raises IspFileError, UsageError or MissingDependency.
+        """
+        if path is None:
+            if not DEFAULT_ISP.is_file():
+                raise IspFileError("this installation of eguot-sdk has no default ISP: give the path of an ISP file")
+            path = DEFAULT_ISP
+        path = Path(path)
+        factory = runtime_factory(path, delegate=delegate)
+        spec = read_spec(path)
+        if threads is None and delegate is not None:
+            threads = 1
+        return cls(spec, factory, threads=threads, tile=tile)
+
+    @classmethod
+    def fake(
+        cls,
+        *,
+        dtype: Literal["int8", "float32"] = "int8",
+        threads: int | None = None,
+        tile: TileSide | None = None,
+    ) -> ISP:
+        """An ISP without a model or a runtime package, for tests of your own program: right colours, soft detail."""
+        spec = fake_spec(dtype)
+        return cls(spec, lambda _: FakeRuntime(spec), threads=threads, tile=tile)
+
+    def process(
+        self,
+        source: Source,
+        *,
+        exposure: float = 0.0,
+        bits: Literal[8, 16] = 8,
+        progress: Progress | None = None,
+    ) -> Picture:
+        """Develop one raw: uint8 (or uint16 with `bits` 16) [H, W, 3] in sRGB, upright, with square pixels.
+
+        `source`: path, bytes or open file of a raw, or a RawFrame. `exposure`: in EV, added before clipping.
+        `bits`: 16 only with an ISP whose output is float. Raises RawError, IspFileError or UsageError.
+        """
+        if not (isinstance(exposure, int | float) and math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE_EV):
+            raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
+        store = _storer(self.spec.output, bits)
+        frame = source if isinstance(source, RawFrame) else read_raw(source)
+        ingest = Ingest(frame, self.spec, exposure)
+        tiling = plan(ingest.height, ingest.width, self.spec, self.tile)
+        per_pixel = self.spec.scale_factor // 2
+        height, width = frame.mosaic.shape
+        rgb = np.empty((height * per_pixel, width * per_pixel, 3), np.uint8 if bits == 8 else np.uint16)
+        with self._lock:
+            self._develop(_Job(ingest, tiling, rgb, store), progress)
+        picture = upright(to_square_pixels(rgb, frame.pixel_aspect), frame.orientation)
+        return cast("Picture", np.ascontiguousarray(picture))
+
+    def run(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The network alone, on exactly this input: companded planes float32 [h, w, 4] in [0, 1], R Gr Gb B.
+
+        Returns float32 [2h, 2w, 3], sRGB, not clipped where the ISP's output is float. No tiles and no halo: the
+        borders see the network's own padding. Raises UsageError where the file does not take this size.
+        """
+        planes = np.asarray(packed)
+        if planes.ndim != 3 or planes.shape[2] != 4 or planes.size == 0 or planes.dtype.kind != "f":
+            raise UsageError(f"run takes float planes [h, w, 4], not {planes.dtype} of shape {planes.shape}")
+        height, width = planes.shape[:2]
+        if height % self.spec.multiple or width % self.spec.multiple:
+            raise UsageError(f"this ISP takes sizes that are multiples of {self.spec.multiple}, not {height} x {width}")
+        side = self.spec.tile + 2 * self.spec.halo
+        if self.spec.fixed_tile and (height, width) != (side, side):
+            raise UsageError(f"this ISP file takes exactly {side} x {side} packed pixels, not {height} x {width}")
+        with self._lock:
+            runtime = self._runtimes(1, self.threads)[0]
+            try:
+                runtime.resize(height, width)
+                runtime.input()[0] = quantise(planes, self.spec.input)
+                runtime.invoke()
+                return np.array(dequantise(self._output(runtime, height, width), self.spec.output))
+            except BaseException:
+                self._drop_runtimes()
+                raise
+
+    def close(self) -> None:
+        """Free all runtimes. The ISP cannot be used afterwards; closing twice is fine."""
+        with self._lock:
+            self._closed = True
+            self._drop_runtimes()
+
+    def __enter__(self) -> ISP:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"ISP({self.spec.name!r}, {self.spec.precision}, {self.runtime}, "
+            f"threads={self.threads}, tile={self.tile!r})"
+        )
+
+    def _develop(self, job: _Job, progress: Progress | None) -> None:
+        """Fill `job.rgb`, the frame as the sensor lay, tile by tile."""
+        cores = job.tiling.cores
+        count, each = (1, self.threads) if len(cores) == 1 else (min(self.threads, len(cores)), 1)
+        idle: SimpleQueue[Runtime] = SimpleQueue()
+        for runtime in self._runtimes(count, each):
+            idle.put(runtime)
+
+        def one(core: tuple[int, int]) -> None:
+            runtime = idle.get()
+            try:
+                self._run_tile(runtime, job, core)
+            finally:
+                idle.put(runtime)
+
+        pool = ThreadPoolExecutor(count, thread_name_prefix="eguot-tile")
+        try:
+            futures = [pool.submit(one, core) for core in cores]
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()
+                if progress is not None:
+                    progress(done, len(futures))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            self._drop_runtimes()  # one may have stopped half way
+            raise
+        pool.shutdown()
+
+    def _run_tile(self, runtime: Runtime, job: _Job, core: tuple[int, int]) -> None:
+        tiling, crop = job.tiling, job.ingest.crop
+        height, width = tiling.input_size
+        runtime.resize(height, width)
+        rows = max(1, STRIPE // width)
+        for row in range(0, height, rows):  # `input()` anew each time: no view may live on when the model runs
+            stripe = runtime.input()[0, row : row + rows]
+            job.ingest.fill(stripe, core[0] - tiling.halo + row, core[1] - tiling.halo)
+            del stripe
+        runtime.invoke()
+        to_rows, from_rows = self._place(core[0], tiling.core[0], crop[0], job.rgb.shape[0], tiling.halo)
+        to_cols, from_cols = self._place(core[1], tiling.core[1], crop[1], job.rgb.shape[1], tiling.halo)
+        job.store(self._output(runtime, height, width)[from_rows, from_cols], job.rgb[to_rows, to_cols])
+
+    def _output(self, runtime: Runtime, height: int, width: int) -> NDArray[Any]:
+        """View [H, W, 3] of the output for an input of height x width."""
+        factor, output = self.spec.scale_factor, runtime.output()
+        if output.shape != (1, factor * height, factor * width, 3):
+            raise IspFileError(
+                f"ISP {self.spec.name!r}: an input of {height} x {width} must give "
+                f"{[1, factor * height, factor * width, 3]}, the model gave {list(output.shape)}: convert it again"
+            )
+        view: NDArray[Any] = output[0]
+        return view
+
+    def _place(self, start: int, core: int, crop: int, size: int, halo: int) -> tuple[slice, slice]:
+        """Along one axis: where a core lies in the picture of `size` pixels, and where in the tile's output."""
+        factor = self.spec.scale_factor
+        offset = crop * factor // 2
+        first, last = max(start * factor, offset), min((start + core) * factor, offset + size)
+        shift = (start - halo) * factor
+        return slice(first - offset, last - offset), slice(first - shift, last - shift)
+
+    def _runtimes(self, count: int, each: int) -> list[Runtime]:
+        """So many runtimes with `each` threads; those opened before are used again."""
+        if self._closed:
+            raise UsageError("this ISP was closed: load it again")
+        opened = self._opened.setdefault(each, [])
+        while len(opened) < count:
+            runtime = self._factory(each)
+            check_tensors(runtime, self.spec)
+            opened.append(runtime)
+        return opened[:count]
+
+    def _drop_runtimes(self) -> None:
+        for runtimes in self._opened.values():
+            for runtime in runtimes:
+                runtime.close()
+        self._opened.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One frame on its way."""
+
+    ingest: Ingest
+    tiling: Tiling
+    rgb: NDArray[Any]
+    store: Storer
+
+
+def _thread_count(threads: int | None) -> int:
+    if threads is None:
+        if hasattr(os, "sched_getaffinity"):
+            return len(os.sched_getaffinity(0))
+        return os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads!r}")
+    return threads
+
+
+def _storer(tensor: TensorSpec, bits: int) -> Storer:
+    """What writes output as the model stores it into a picture of 8 or 16 bits: clipped to [0, 1] and rounded."""
+    if bits not in (8, 16):
+        raise UsageError(f"a picture has 8 or 16 bits, not {bits!r}")
+    if tensor.dtype == "float32":
+        return partial(_store_float, 255.0 if bits == 8 else 65535.0)
+    if bits == 16:
+        raise UsageError(f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8")
+    unsigned = np.dtype(f"u{np.dtype(tensor.dtype).itemsize}")
+    codes = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned)
+    table = np.rint(np.clip(dequantise(codes.view(tensor.dtype), tensor), 0.0, 1.0) * 255.0).astype(np.uint8)
+    if unsigned == np.uint8 and np.array_equal(table, codes ^ 0x80):  # int8, scale 1/255, zero point -128
+        return _store_flipped
+    return partial(_store_table, table)
+
+
+def _store_flipped(stored: NDArray[Any], out: NDArray[Any]) -> None:
+    np.bitwise_xor(stored.view(np.uint8), np.uint8(0x80), out=out)
+
+
+def _store_table(table: NDArray[np.uint8], stored: NDArray[Any], out: NDArray[Any]) -> None:
+    codes = stored.view(f"u{stored.dtype.itemsize}")
+    rows = max(1, STRIPE // out.shape[1])
+    for row in range(0, out.shape[0], rows):
+        out[row : row + rows] = table[codes[row : row + rows]]
+
+
+def _store_float(high: float, stored: NDArray[Any], out: NDArray[Any]) -> None:
+    rows = max(1, STRIPE // out.shape[1])
+    for row in range(0, out.shape[0], rows):
+        values = np.fmax(stored[row : row + rows], np.float32(0.0))  # fmax, fmin: not-a-number becomes black
+        np.fmin(values, np.float32(1.0), out=values)
+        values *= np.float32(high)
+        values += np.float32(0.5)
+        out[row : row + rows] = values.astype(out.dtype)
