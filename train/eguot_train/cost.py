@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .blur import box, gaussian
+
 LUMA = (0.299, 0.587, 0.114)
 BLUR_SIGMA = 4.34
 """Effective sigma in pixels of the 21x21 low-pass of C1."""
@@ -28,21 +30,13 @@ def luma(rgb: Tensor) -> Tensor:
 
 def low_pass(rgb: Tensor) -> Tensor:
     """Gaussian low-pass, 21x21, sigma 4.34 px, reflected borders, any channels."""
-    channels = rgb.shape[1]
-    x = torch.arange(-BLUR_RADIUS, BLUR_RADIUS + 1, dtype=rgb.dtype, device=rgb.device)
-    kernel = torch.exp(-0.5 * (x / BLUR_SIGMA) ** 2)
-    kernel = (kernel / kernel.sum()).expand(channels, 1, -1)
-    padded = F.pad(rgb, (BLUR_RADIUS,) * 4, mode="reflect")
-    rows = F.conv2d(padded, kernel.unsqueeze(2), groups=channels)
-    return F.conv2d(rows, kernel.unsqueeze(3), groups=channels)
+    return gaussian(rgb, BLUR_SIGMA, min(BLUR_RADIUS, min(rgb.shape[-2:]) - 1))
 
 
 def normalised_luma(rgb: Tensor, scale: int) -> Tensor:
     """Luma reduced by `scale`, minus its local mean, over its local deviation (15x15 windows): blind to tone and colour."""
     y = F.avg_pool2d(luma(rgb), scale)
-    window = min(STRUCTURE_WINDOW, 2 * ((min(y.shape[-2:]) - 1) // 2) + 1)
-    mean = F.avg_pool2d(y, window, stride=1, padding=window // 2, count_include_pad=False)
-    square = F.avg_pool2d(y * y, window, stride=1, padding=window // 2, count_include_pad=False)
+    mean, square = box(y, STRUCTURE_WINDOW), box(y * y, STRUCTURE_WINDOW)
     deviation = (square - mean * mean).clamp(min=1e-8).sqrt()
     return (y - mean) / (deviation + 0.02)
 

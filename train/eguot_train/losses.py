@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from .blur import gaussian
 from .cost import low_pass, luma
 
 C1, C2 = 0.01**2, 0.03**2
@@ -18,12 +17,8 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """[B] SSIM with Gaussian 11x11 windows, sigma 1.5, per channel, range 1, no padding."""
-    x = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
-    line = torch.exp(-0.5 * (x / 1.5) ** 2)
-    line = (line / line.sum()).expand(3, 1, -1)
-
     def blur(image: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(image, line.unsqueeze(2), groups=3), line.unsqueeze(3), groups=3)
+        return gaussian(image, 1.5, 5, "crop")
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2

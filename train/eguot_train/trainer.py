@@ -96,7 +96,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
     fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
-        module.to(device)
+        module.to(device, memory_format=torch.channels_last)
     ema.requires_grad_(False)
     opt_net = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))

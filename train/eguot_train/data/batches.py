@@ -29,7 +29,10 @@ PREFETCH = 2
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One step's crops; planes [B, 4, c, c], pictures [B, 3, 2c, 2c], all float32 in [0, 1]; None where unused."""
+    """One step's crops; planes [B, 4, c, c], pictures [B, 3, 2c, 2c], all float32 in [0, 1]; None where unused.
+
+    Memory lies channels last, which the CPU's convolutions want.
+    """
 
     raw_v: Tensor | None = None
     """Raws for the potential step."""
@@ -137,9 +140,9 @@ class Batches:
 
 
 def _planes(crops: list[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
 
 
 def pictures(crops: list[Picture]) -> Tensor:
     """uint8 pictures [H, W, 3] -> float32 [B, 3, H, W] in [0, 1]."""
-    return torch.from_numpy(np.stack(crops).astype(np.float32) / 255).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(crops).astype(np.float32) / 255).permute(0, 3, 1, 2)
