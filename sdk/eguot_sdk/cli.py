@@ -13,7 +13,7 @@ import importlib.metadata
 import json
 import math
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import click
 
@@ -129,9 +129,11 @@ def main() -> None:
     """Train a camera ISP (raw Bayer in, sRGB out) from unpaired photos, convert it, run it, and measure it."""
 
 
-def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | str | None:
-    if value is None or value == "whole":
-        return value
+def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["whole"] | None:
+    if value is None:
+        return None
+    if value == "whole":
+        return "whole"
     if value.isdecimal() and 0 < int(value) <= 1 << 16:
         return int(value)
     raise click.BadParameter(f"expected a number of packed pixels or the word whole, not {value!r}")
@@ -168,7 +170,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
 )
 @click.option(
     "--exposure",
-    type=click.FloatRange(-10, 10),
+    type=click.FloatRange(-16, 16),
     default=0.0,
     metavar="EV",
     callback=_finite,
@@ -181,7 +183,7 @@ def process(
     model: Path | None,
     output: Path | None,
     threads: int | None,
-    tile: int | str | None,
+    tile: int | Literal["whole"] | None,
     format_: str | None,
     bits: str,
     exposure: float,
@@ -202,11 +204,12 @@ def process(
         model=model,
         threads=threads,
         tile=tile,
-        bits=int(bits),
+        bits=8 if bits == "8" else 16,
         exposure=exposure,
         existing="overwrite" if overwrite else "skip" if skip_existing else "fail",
     )
-    click.echo(result.summary(), err=True)
+    if len(jobs) > 1 or not result.failed:
+        click.echo(result.summary(), err=True)
     if result.failed:
         raise SystemExit(1)
 

@@ -100,8 +100,8 @@ def run(
     *,
     model: Path | None,
     threads: int | None,
-    tile: int | str | None,
-    bits: int,
+    tile: int | Literal["whole"] | None,
+    bits: Literal[8, 16],
     exposure: float,
     existing: Existing,
 ) -> Result:
@@ -120,29 +120,34 @@ def run(
         return result
     from .isp import ISP
 
-    isp = ISP.load(model, threads=threads, tile=tile)
-    with progress_bar(len(todo), label="develop") as bar:
+    with ISP.load(model, threads=threads, tile=tile) as isp, progress_bar(len(todo), label="develop") as bar:
         for job in todo:
             try:
-                _develop(isp, job, bits=bits, exposure=exposure, existing=existing)
+                _develop(isp, job, bar, bits=bits, exposure=exposure, existing=existing)
                 result.written.append(job.picture)
             except UsageError:
                 raise
             except Exception as error:  # one file must not stop the others, whatever is in it
                 result.failed.append(job.raw)
                 _complain(bar, job.raw, error)
-            bar.update(note=job.raw.name)
+            bar.update()
     return result
 
 
-def _develop(isp: ISP, job: Job, *, bits: int, exposure: float, existing: Existing) -> None:
+def _develop(
+    isp: ISP, job: Job, bar: Progress[int], *, bits: Literal[8, 16], exposure: float, existing: Existing
+) -> None:
     from .raw import read_raw
 
     if existing == "fail" and job.picture.exists():
         raise OutputError(f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing")
     with quiet_libraw():
         frame = read_raw(job.raw)
-    rgb = isp.process(frame, exposure=exposure, bits=bits)
+
+    def show(done: int, tiles: int) -> None:
+        bar.update(0, note=f"{job.raw.name}, tile {done} of {tiles}")
+
+    rgb = isp.process(frame, exposure=exposure, bits=bits, progress=show)
     try:
         job.picture.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -81,9 +81,7 @@ def _check_kind(ifd: Ifd, photometric: int) -> None:
             "a linear DNG, which is already demosaiced: use the camera's own raw, with its Bayer mosaic"
         )
     if photometric != 32803:
-        raise UnsupportedRaw(
-            "a monochrome DNG without a colour filter array: an ISP for Bayer mosaics cannot colour it"
-        )
+        raise UnsupportedRaw("a monochrome DNG without a colour filter array: develop it with another program")
     if compression == JPEG_XL:
         raise UnsupportedRaw(
             "a DNG compressed with JPEG XL, which LibRaw cannot read: save it uncompressed or lossless"
@@ -95,7 +93,7 @@ def _check_kind(ifd: Ifd, photometric: int) -> None:
 def _check_size(ifd: Ifd) -> tuple[int, int]:
     width, height = ifd.whole("ImageWidth", 0), ifd.whole("ImageLength", 0)
     if width < 1 or height < 1:
-        raise CorruptRaw(f"the tags claim a picture of {width} x {height} pixels: the file is damaged")
+        raise CorruptRaw(f"the tags claim a picture of {width} x {height} pixels: the file is damaged, copy it again")
     if min(width, height) < LIBRAW_MIN_SIDE:
         raise UnsupportedRaw(
             f"a DNG of {width} x {height} pixels: LibRaw reads at least {LIBRAW_MIN_SIDE} x {LIBRAW_MIN_SIDE}"
@@ -106,11 +104,13 @@ def _check_size(ifd: Ifd) -> tuple[int, int]:
 def _check_samples(ifd: Ifd) -> int:
     bits, samples = ifd.whole("BitsPerSample", 1), ifd.whole("SamplesPerPixel", 1)
     if ifd.whole("SampleFormat", 1) == 3:
-        raise UnsupportedRaw(f"a DNG with {bits}-bit floating point samples: only integers of 8 to 16 bits are read")
+        raise UnsupportedRaw(f"a DNG with {bits}-bit floating point samples: save it with integers of 8 to 16 bits")
     if not 8 <= bits <= 16:
-        raise UnsupportedRaw(f"a DNG with {bits} bits per sample: only 8 to 16 are read")
+        raise UnsupportedRaw(f"a DNG with {bits} bits per sample: save it with 8 to 16")
     if samples != 1:
-        raise UnsupportedRaw(f"a DNG with {samples} samples per pixel: a Bayer mosaic has one")
+        raise UnsupportedRaw(
+            f"a DNG with {samples} samples per pixel: a Bayer mosaic has one, use the camera's own raw"
+        )
     return bits
 
 
@@ -120,17 +120,22 @@ def _cfa(ifd: Ifd) -> str:
         COLOUR_LETTERS[int(v)] if 0 <= v < len(COLOUR_LETTERS) else "?" for v in ifd.numbers("CFAPattern")[:64]
     )
     if dims == (6, 6):
-        raise UnsupportedRaw("a 6 x 6 colour filter array (X-Trans): only 2 x 2 Bayer mosaics can be developed")
+        raise UnsupportedRaw(
+            "a 6 x 6 colour filter array (X-Trans), not a Bayer mosaic: develop it with another program"
+        )
     if dims != (2, 2) or len(colours) != 4:
         shape = " x ".join(map(str, dims)) or "unknown"
-        raise UnsupportedRaw(f"a {shape} colour filter array: only 2 x 2 Bayer mosaics can be developed")
+        raise UnsupportedRaw(
+            f"a {shape} colour filter array, not a 2 x 2 Bayer mosaic: develop it with another program"
+        )
     if ifd.whole("CFALayout", 1) != 1:
         raise UnsupportedRaw(
-            "a colour filter array with staggered rows: only rectangular Bayer mosaics can be developed"
+            "a colour filter array with staggered rows, not a Bayer mosaic: develop it with another program"
         )
     if colours not in ("RGGB", "GRBG", "GBRG", "BGGR"):
         raise UnsupportedRaw(
-            f"a colour filter array of {' '.join(colours)}: a Bayer mosaic is one of RGGB, GRBG, GBRG, BGGR"
+            f"a colour filter array of {' '.join(colours)}, but a Bayer mosaic is RGGB, GRBG, GBRG or BGGR: "
+            "develop it with another program"
         )
     return colours
 
@@ -139,12 +144,12 @@ def _levels(ifd: Ifd) -> tuple[tuple[float, float, float, float] | None, float |
     whites = ifd.numbers("WhiteLevel")
     white = float(whites[0]) if whites else None
     if white is not None and not 0 < white < 2**20:
-        raise CorruptRaw(f"the tag WhiteLevel is {white:g}: the file is damaged or was written wrongly")
+        raise CorruptRaw(f"the tag WhiteLevel is {white:g}: the file is damaged or badly made, get the original")
     black = _black(ifd)
     if black is not None and white is not None and max(black) >= white:
         raise CorruptRaw(
             f"the tag BlackLevel is {max(black):g}, which is not below WhiteLevel {white:g}: "
-            "the file is damaged or was written wrongly"
+            "the file is damaged or badly made, get the original"
         )
     return black, white
 
@@ -156,9 +161,11 @@ def _black(ifd: Ifd) -> tuple[float, float, float, float] | None:
         return None
     dims = [int(v) for v in ifd.numbers("BlackLevelRepeatDim")] or [1, 1]
     if len(dims) != 2 or not all(1 <= d <= 64 for d in dims) or dims[0] * dims[1] > len(values):
-        raise CorruptRaw(f"the tag BlackLevel has {len(values)} values for a pattern of {dims}: the file is damaged")
+        raise CorruptRaw(
+            f"the tag BlackLevel has {len(values)} values for a pattern of {dims}: the file is damaged, copy it again"
+        )
     if not all(math.isfinite(v) and abs(v) < 2**20 for v in values):
-        raise CorruptRaw("the tag BlackLevel holds values that are no raw counts: the file is damaged")
+        raise CorruptRaw("the tag BlackLevel holds values that are no raw counts: the file is damaged, copy it again")
     grid = np.array(values[: dims[0] * dims[1]], np.float64).reshape(dims)
     grid = np.tile(grid, (2, 2))
     for name in ("BlackLevelDeltaH", "BlackLevelDeltaV"):

@@ -49,7 +49,7 @@ def decode(source: Path | BinaryIO, *, file_bytes: int, max_pixels: int) -> LibR
         if pixels * MIN_BYTES_PER_PIXEL > file_bytes:
             raise CorruptRaw(
                 f"it claims {sizes.raw_width} x {sizes.raw_height} pixels in a file of {file_bytes} bytes, "
-                "which cannot be: the pixels were stripped or the file is damaged"
+                "which cannot be: the pixels were stripped or the file is damaged, get the original"
             )
         if pixels > max_pixels:
             raise RawError(
@@ -127,17 +127,17 @@ def _pattern(raw: Any) -> tuple[str, tuple[int, int, int, int]]:
             "it holds full colour for every pixel, no Bayer mosaic: use the camera's raw before demosaicing"
         )
     if pattern.shape == (6, 6):
-        raise UnsupportedRaw("a 6 x 6 colour filter array (X-Trans): only 2 x 2 Bayer mosaics can be developed")
+        raise UnsupportedRaw(
+            "a 6 x 6 colour filter array (X-Trans), not a Bayer mosaic: develop it with another program"
+        )
     if pattern.shape != (2, 2) or pattern.max() > 3:
         raise UnsupportedRaw(
-            f"no Bayer colour filter array (LibRaw's pattern is {pattern.tolist()}): it cannot be developed"
+            f"no Bayer colour filter array (LibRaw's pattern is {pattern.tolist()}): develop it with another program"
         )
     letters = raw.color_desc.decode("ascii", "replace")
     cfa = "".join(letters[i] for i in pattern.reshape(-1))
     if cfa not in ("RGGB", "GRBG", "GBRG", "BGGR"):
-        raise UnsupportedRaw(
-            f"a colour filter array of {' '.join(cfa)}: a Bayer mosaic is one of RGGB, GRBG, GBRG, BGGR"
-        )
+        raise UnsupportedRaw(f"a colour filter array of {' '.join(cfa)}: a Bayer mosaic is RGGB, GRBG, GBRG or BGGR")
     y, x = divmod(cfa.index("R"), 2)
     return cfa, (
         int(pattern[y, x]),

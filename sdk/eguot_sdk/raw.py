@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -166,7 +166,7 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str) -> RawFrame:
     stream.seek(0)
     kind = _kind(stream.read(64))
     if kind is not None and kind.endswith("Foveon"):
-        raise UnsupportedRaw("a Foveon X3F raw, which has no Bayer mosaic: it cannot be developed")
+        raise UnsupportedRaw("a Foveon X3F raw, which has no Bayer mosaic: develop it with another program")
     tiff = read_tiff(stream)
     if tiff is not None and not any(ifd.tags for ifd in tiff.ifds):
         raise CorruptRaw("a TIFF header without a picture: it is cut short, copy it again from the camera")
@@ -207,22 +207,18 @@ def _kind(head: bytes) -> str | None:
 
 def _compare(picture: libraw.LibRawPicture, tags: RawTags) -> None:
     """Refuse a file whose tags contradict what LibRaw made of it."""
-    if tags.cfa is not None:
-        expected = _shifted(tags.cfa, picture, tags)
-        if "".join(expected) != picture.cfa:
-            raise CorruptRaw(
-                f"the tag CFAPattern says {''.join(expected)} but LibRaw {picture.cfa}: the file contradicts itself"
-            )
+    cfa = None if tags.cfa is None else "".join(_shifted(tags.cfa, picture, tags))
+    if cfa not in (None, picture.cfa):
+        _refuse("CFAPattern", cfa, picture.cfa)
     # As sets: LibRaw moves an odd active area to even rows and columns but leaves the pattern of blacks behind.
     if tags.black is not None and _apart(sorted(tags.black), sorted(picture.black)):
-        raise CorruptRaw(
-            f"the tag BlackLevel says {_list(tags.black)} but LibRaw {_list(picture.black)}: "
-            "the file contradicts itself"
-        )
-    if tags.white is not None and _apart([tags.white] * 4, list(picture.white)):
-        raise CorruptRaw(
-            f"the tag WhiteLevel says {tags.white:g} but LibRaw {_list(picture.white)}: the file contradicts itself"
-        )
+        _refuse("BlackLevel", _list(tags.black), _list(picture.black))
+    if tags.white is not None and _apart([tags.white] * 4, picture.white):
+        _refuse("WhiteLevel", f"{tags.white:g}", _list(picture.white))
+
+
+def _refuse(tag: str, said: str | None, found: str) -> NoReturn:
+    raise CorruptRaw(f"the tag {tag} says {said} but LibRaw {found}: the file contradicts itself, get the original")
 
 
 def _apart(left: Sequence[float], right: Sequence[float]) -> bool:
