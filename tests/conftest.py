@@ -1,0 +1,25 @@
+"""What all tests share: where data lies. Nothing here imports the packages under test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shipped() -> Path:
+    """The folder of raws that come with the tests."""
+    return ROOT / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """A larger collection of raws, pairs and broken files that is not part of the repository; skips without it."""
+    folder = Path(os.environ.get("EGUOT_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no larger data collection: set EGUOT_SHARED_DATA to its folder")
+    return folder
