@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eguot_sdk.errors import EguotError, MissingDependency, OutputError, UsageError
-from eguot_sdk.ingest import GAMMA, PLANE_AT, RED_AT, TYPICAL_MATRIX
+from eguot_sdk.ingest import PLANE_AT, RED_AT, TYPICAL_MATRIX
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import write_pair
 from eguot_sdk.progress import progress_bar
@@ -50,10 +50,10 @@ UInt8 = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Look:
-    """How a camera turns linear sRGB into its picture: v = twist @ tone(linear ** (1/2.2)), clipped to [0, 1].
+    """How a camera turns linear sRGB into its picture: v = twist @ tone(srgb_curve(linear)), clipped to [0, 1].
 
-    tone(e) = (1 - contrast) * e ** lift + contrast * smoothstep(e) is monotone, 0 at 0 and 1 at 1. `twist` [3, 3]
-    scales and turns chroma; its rows sum to 1, so greys stay grey.
+    tone(e) = (1 - contrast) * (1 + lift) e / (1 + lift e) + contrast * smoothstep(e) is monotone, 0 at 0, 1 at 1, and
+    not steep at black, where noise is. `twist` [3, 3] scales and turns chroma; its rows sum to 1: greys stay grey.
     """
 
     lift: float
@@ -73,18 +73,19 @@ class Look:
     def tone(self, companded: NDArray[Any]) -> NDArray[Any]:
         """The tone curve on companded values in [0, 1]."""
         smooth = companded * companded * (3 - 2 * companded)
-        return (1 - self.contrast) * np.power(companded, self.lift) + self.contrast * smooth
+        lifted = (1 + self.lift) * companded / (1 + self.lift * companded)
+        return (1 - self.contrast) * lifted + self.contrast * smooth
 
     def apply(self, linear: NDArray[Any]) -> Float32:
         """Linear sRGB [..., 3] -> display sRGB [..., 3] in [0, 1], not rounded."""
-        toned = self.tone(np.power(np.clip(linear, 0, 1), 1 / GAMMA))
+        toned = self.tone(_srgb_curve(np.clip(linear, 0, 1)))
         return np.clip(toned @ self.twist.T, 0, 1).astype(np.float32)
 
     def undo(self, display: NDArray[Any]) -> Float32:
         """The inverse of `apply`; colours that no scene gives are moved to the nearest on the gamut's border."""
         toned = display.astype(np.float32) @ np.linalg.inv(self.twist).T.astype(np.float32)
-        knots = np.linspace(0, 1, 4097) ** 2  # dense near black, where the curve is steep
-        inverse = np.interp(np.linspace(0, 1, 65536), self.tone(knots), knots) ** GAMMA
+        knots = np.linspace(0, 1, 4097)
+        inverse = _srgb_linear(np.interp(np.linspace(0, 1, 65536), self.tone(knots), knots))
         index = np.clip(toned * 65535 + 0.5, 0, 65535).astype(np.uint16)
         return inverse.astype(np.float32)[index]
 
@@ -132,10 +133,10 @@ class SynthCamera:
             matrix=_random_matrix(rng),
             daylight=(float(rng.uniform(1.6, 2.2)), 1.0, float(rng.uniform(1.4, 2.0))),
             exposure=float(rng.uniform(0.8, 0.95)),
-            shot=float(np.exp(rng.uniform(np.log(1e-4), np.log(4e-4)))),
-            read=float(np.exp(rng.uniform(np.log(5e-4), np.log(2e-3)))),
+            shot=float(np.exp(rng.uniform(np.log(5e-5), np.log(3e-4)))),
+            read=float(np.exp(rng.uniform(np.log(3e-4), np.log(1.2e-3)))),
             look=Look(
-                lift=float(rng.uniform(0.65, 0.85)),
+                lift=float(rng.uniform(0.2, 0.9)),
                 contrast=float(rng.uniform(0.2, 0.6)),
                 saturation=float(rng.uniform(1.1, 1.35)),
                 hue=float(rng.uniform(-6, 6)),
@@ -198,6 +199,16 @@ class SynthCamera:
     def _rng(self, name: str, purpose: int) -> np.random.Generator:
         digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         return np.random.default_rng([self.seed, purpose, digest])
+
+
+def _srgb_curve(linear: NDArray[Any]) -> NDArray[Any]:
+    """The transfer curve of sRGB (IEC 61966-2-1) on [0, 1]."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.power(linear, 1 / 2.4) - 0.055)
+
+
+def _srgb_linear(encoded: NDArray[Any]) -> NDArray[Any]:
+    """The inverse of `_srgb_curve`."""
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
 
 
 def plane_offsets(cfa: str) -> list[tuple[int, int]]:
