@@ -219,12 +219,14 @@ def _check_bits(kind: str, bits: int) -> None:
         raise UsageError("JPEG has 8 bits; with --bits 16 use --format png or tiff")
 
 
-CHATTER = re.compile(rb"(data corrupted at \d+|Unexpected end of file)\s*$")
+CHATTER = re.compile(
+    rb"(data corrupted at \d+|Unexpected end of file|^(Corrupt|Premature end of|Unsupported|Bogus) .*JPEG.*)\s*$"
+)
 
 
 @contextlib.contextmanager
 def quiet_libraw() -> Iterator[None]:
-    """Keep LibRaw's own lines about damaged data off stderr (they come beside our error); all else passes.
+    """Keep what LibRaw and its libjpeg print about damaged data off stderr, for our error says it; all else passes.
 
     Redirects file descriptor 2 of the process while it lasts, so it is for the command only.
     """

@@ -124,7 +124,7 @@ def _cfa(ifd: Ifd) -> str:
             "a 6 x 6 colour filter array (X-Trans), not a Bayer mosaic: develop it with another program"
         )
     if dims != (2, 2) or len(colours) != 4:
-        shape = " x ".join(map(str, dims)) or "unknown"
+        shape = " x ".join(map(str, dims)) or "nameless"
         raise UnsupportedRaw(
             f"a {shape} colour filter array, not a 2 x 2 Bayer mosaic: develop it with another program"
         )

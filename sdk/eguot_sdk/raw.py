@@ -284,7 +284,7 @@ def _frame(
             origins=origins,
         )
     except RawError as error:
-        raise CorruptRaw(str(error)) from error
+        raise CorruptRaw(f"{error}; the file is damaged, get the original") from error
 
 
 def _by_plane(cell: Sequence[float], cfa: str) -> Four:

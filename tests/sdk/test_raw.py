@@ -292,7 +292,7 @@ def test_orientation_is_exif(make_dng: MakeDng, counts: Counts, orientation: int
         ({"t259": (3, 12345)}, UnsupportedRaw, "compression 12345"),
         ({"t33421": (3, (6, 6)), "t33422": (1, (1,) * 36)}, UnsupportedRaw, "X-Trans"),
         ({"t33421": (3, (4, 4)), "t33422": (1, (1,) * 16)}, UnsupportedRaw, "4 x 4"),
-        ({"t33421": None, "t33422": None}, UnsupportedRaw, "unknown colour filter array"),
+        ({"t33421": None, "t33422": None}, UnsupportedRaw, "nameless colour filter array"),
         ({"t33422": (1, (0, 0, 0, 0))}, UnsupportedRaw, "R R R R"),
         ({"t33422": (1, (3, 4, 5, 1))}, UnsupportedRaw, "C M Y G"),
         ({"t33422": (1, (0, 1, 2, 1))}, UnsupportedRaw, "R G B G"),

@@ -1,0 +1,510 @@
+"""The command: process, inspect, doctor, --help, and commands of packages that are not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from PIL import Image
+
+from eguot_sdk import cli, develop
+from eguot_sdk.errors import EguotError, GateError, UsageError
+from eguot_sdk.isp import ISP
+
+SDK = Path(cli.__file__).resolve().parent.parent
+MakeDng = Callable[..., bytes]
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli.main, [str(a) for a in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture
+def fake_isp(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """`ISP.load` gives the shipped fake; the list holds what it was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def load(path: Path | None = None, **options: Any) -> ISP:
+        asked.append({"path": path, **options})
+        return ISP.fake(**options)
+
+    monkeypatch.setattr(ISP, "load", load)
+    return asked
+
+
+@pytest.fixture
+def dng(make_dng: MakeDng, counts: NDArray[np.uint16]) -> bytes:
+    return make_dng(counts)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, dng: bytes) -> Path:
+    """A folder of three good raws, one broken, and files that are no raws."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.dng", "b.DNG", "c.dng"):
+        (folder / name).write_bytes(dng)
+    (folder / "broken.dng").write_bytes(dng[:900])
+    (folder / "notes.txt").write_text("no raw")
+    (folder / "inner").mkdir()
+    return folder
+
+
+# process
+
+
+def test_process_develops_files_and_folders(photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]]) -> None:
+    out = tmp_path / "out"
+    result = run("process", photos, photos / "a.dng", "-o", out, "--threads", 2, "--tile", 32)
+    assert result.exit_code == 1
+    assert sorted(p.name for p in out.iterdir()) == ["a.jpg", "b.jpg", "c.jpg"]
+    lines = result.stderr.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith(f"Error: {photos / 'broken.dng'}: cut short")
+    assert lines[1] == f"developed 3 pictures into {out}, 1 failed"
+    assert result.stdout == ""
+    assert fake_isp == [{"path": None, "threads": 2, "tile": 32}]
+    with Image.open(out / "a.jpg") as image:
+        assert image.size == (48, 32)
+        assert image.getexif()[0x0110] == "Model 1"
+
+
+def test_process_gives_what_the_sdk_gives(photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]]) -> None:
+    result = run("process", photos / "a.dng", "-o", tmp_path / "x.png", "--exposure", "-1")
+    assert (result.exit_code, result.stderr) == (0, f"developed 1 picture: {tmp_path / 'x.png'}\n")
+    with Image.open(tmp_path / "x.png") as image:
+        assert np.array_equal(np.asarray(image), ISP.fake().process(photos / "a.dng", exposure=-1.0))
+
+
+def test_process_writes_to_the_current_folder_without_o(
+    photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    assert run("process", photos / "a.dng", "--format", "tiff").exit_code == 0
+    assert [p.name for p in here.iterdir()] == ["a.tiff"]
+
+
+def test_process_turns_upright(make_dng: MakeDng, counts: NDArray[np.uint16], tmp_path: Path, fake_isp: Any) -> None:
+    (tmp_path / "a.dng").write_bytes(make_dng(counts, t274=(3, 6)))
+    run("process", tmp_path / "a.dng", "-o", tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (32, 48)
+        assert image.getexif()[0x0112] == 1
+
+
+def test_an_existing_picture_needs_a_flag(photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]]) -> None:
+    picture = tmp_path / "a.jpg"
+    picture.write_bytes(b"old")
+    result = run("process", photos / "a.dng", "-o", picture)
+    assert result.exit_code == 1
+    assert "--overwrite or --skip-existing" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert picture.read_bytes() == b"old"
+    skipped = run("process", photos / "a.dng", "-o", picture, "--skip-existing")
+    assert (skipped.exit_code, picture.read_bytes()) == (0, b"old")
+    assert "skipped 1" in skipped.stderr
+    assert run("process", photos / "a.dng", "-o", picture, "--overwrite").exit_code == 0
+    assert picture.read_bytes()[:2] == b"\xff\xd8"
+
+
+def test_a_file_that_fails_leaves_no_picture_and_one_line(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    result = run("process", photos / "broken.dng", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+    absent = run("process", photos / "absent.dng", "-o", tmp_path / "out")
+    assert (absent.exit_code, len(absent.stderr.splitlines())) == (1, 1)
+    assert "no such file" in absent.stderr
+
+
+def test_an_unexpected_error_does_not_stop_the_others(
+    photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = develop.write_image
+
+    def write(path: Path, *arguments: Any, **options: Any) -> Path:
+        if path.name == "b.jpg":
+            raise RuntimeError("two\nlines")
+        if path.name == "c.jpg":
+            raise MemoryError
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(develop, "write_image", write)
+    result = run("process", photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.jpg"]
+    assert "b.DNG: unexpected RuntimeError (two lines)" in result.stderr
+    assert "c.dng: not enough memory" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--bits", "16", "--format", "jpg"], "JPEG has 8 bits"),
+        (["--bits", "16", "-o", "x.jpg"], "JPEG has 8 bits"),
+        (["--bits", "16"], "float"),  # the fake is an int8 ISP
+        (["--bits", "12"], "12"),
+        (["--tile", "0"], "packed pixels"),
+        (["--tile", "big"], "packed pixels"),
+        (["--threads", "0"], "threads"),
+        (["--exposure", "nan"], "stops"),
+        (["--exposure", "99"], "exposure"),
+        (["--overwrite", "--skip-existing"], "exclude"),
+        (["-o", "x.png", "--format", "jpg"], "contradict"),
+        (["-o", "x.webp"], ".png"),
+        (["--format", "bmp"], "bmp"),
+    ],
+)
+def test_a_wrong_call_is_exit_2(
+    photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("process", photos / "a.dng", *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["photos"]
+
+
+def test_one_picture_for_many_raws_is_exit_2(photos: Path, tmp_path: Path) -> None:
+    assert run("process", photos, "-o", tmp_path / "x.jpg").exit_code == 2
+    assert run("process").exit_code == 2
+
+
+def test_a_folder_without_raws_is_said(tmp_path: Path) -> None:
+    result = run("process", tmp_path)
+    assert result.exit_code == 1
+    assert "no raw files" in result.stderr
+
+
+def test_a_bad_isp_file_is_one_line(photos: Path, tmp_path: Path) -> None:
+    model = tmp_path / "m.tflite"
+    model.write_bytes(b"no model")
+    result = run("process", photos, "-m", model, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+# plan: names of pictures
+
+
+def plan(raws: list[str], output: str | None = "out", format_: str | None = None) -> list[str]:
+    jobs = develop.plan([Path(r) for r in raws], Path(output) if output else None, format_=format_, bits=8)
+    return [job.picture.as_posix() for job in jobs]
+
+
+def test_raws_of_one_name_get_pictures_of_their_own() -> None:
+    assert plan(["IMG.dng", "IMG.crw", "OTHER.dng"]) == ["out/IMG.dng.jpg", "out/IMG.crw.jpg", "out/OTHER.jpg"]
+    assert plan(["a/IMG.dng", "b/IMG.dng", "c/img.DNG"]) == [
+        "out/IMG.dng.jpg",
+        "out/IMG.dng-2.jpg",
+        "out/img.DNG-3.jpg",
+    ]
+    assert plan(["a.dng", "a.dng.crw", "a.dng.nef", "a.crw"])[:2] == ["out/a.dng.jpg", "out/a.dng.crw.jpg"]
+    assert plan(["x.dng", "./x.dng"], "y.png") == ["y.png"]
+
+
+@pytest.mark.parametrize("name", ["../../x.dng", "/abs/x.dng", "a/../x.dng", ".dng", "x"])
+def test_pictures_stay_in_the_folder(name: str) -> None:
+    (picture,) = plan([name])
+    assert Path(picture).parent == Path("out")
+
+
+def test_many_names_never_collide() -> None:
+    rng = np.random.default_rng(0)
+    raws = [f"d{i}/" + "".join(rng.choice(list("aA.-2"), 3)) + "." + rng.choice(["dng", "crw"]) for i in range(300)]
+    pictures = plan(raws)
+    assert len({p.lower() for p in pictures}) == 300
+
+
+def test_a_picture_never_replaces_a_raw(tmp_path: Path) -> None:
+    (tmp_path / "a.tiff").write_bytes(b"raw")
+    with pytest.raises(UsageError, match="replace a raw"):
+        develop.plan([tmp_path / "a.tiff"], tmp_path, format_="tiff", bits=8)
+
+
+def test_chatter_of_libraw_is_dropped_and_the_rest_passes(capfd: pytest.CaptureFixture[str]) -> None:
+    with develop.quiet_libraw():
+        os.write(2, b"x.crw: data corrupted at 100990\nx.crw: Unexpected end of file\nsomething else\n")
+        os.write(2, b"Corrupt JPEG data: premature end of data segment\n")
+    os.write(2, b"after\n")
+    assert capfd.readouterr().err == "something else\nafter\n"
+
+
+# inspect
+
+
+def test_inspect_shows_what_the_isp_will_use(shipped: Path) -> None:
+    path = shipped / "canon_s40_0117.crw"
+    facts = json.loads(run("inspect", path, "--json").stdout)
+    assert (facts["kind"], facts["file"]) == ("raw", str(path))
+    assert (facts["width"], facts["height"]) == (2312, 1720)
+    assert facts["cfa"] == {"value": "RGGB", "from": "LibRaw"}
+    assert facts["black"]["value"] == [32] * 4
+    assert facts["gains_used"]["value"] == pytest.approx([1964 / 1015, 1.0, 1544 / 1015], abs=1e-5)
+    assert facts["matrix_used"]["from"] == "LibRaw's table of cameras"
+    assert facts["warnings"] == []
+    text = run("inspect", path).stdout
+    assert "RGGB" in text
+    assert "Canon PowerShot S40" in text
+
+
+def test_inspect_warns_of_what_is_absent(shipped: Path) -> None:
+    facts = json.loads(run("inspect", shipped / "kodak_dc50_0012L.kdc", "--json").stdout)
+    assert facts["white_balance"]["value"] is None
+    assert "grey world" in facts["gains_used"]["from"]
+    assert len(facts["warnings"]) == 2
+    assert run("inspect", shipped / "kodak_dc50_0012L.kdc").stdout.count("Warning: ") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"t50717": (4, 1000)}, "overexposed or white too low"),
+        ({"t50714": (3, (3000,) * 4)}, "black may be too high"),
+        ({"t50717": (4, 65535), "t50714": (3, (0,) * 4)}, None),
+        ({"t50728": (5, (1, 20, 1, 1, 1, 1))}, "unusual white balance"),
+        ({"t50728": (5, (0, 1, 1, 1, 0, 1))}, "no as-shot white balance"),
+    ],
+)
+def test_inspect_warns_of_the_absurd(
+    make_dng: MakeDng, counts: NDArray[np.uint16], tmp_path: Path, changes: dict[str, Any], words: str | None
+) -> None:
+    (tmp_path / "a.dng").write_bytes(make_dng(counts, **changes))
+    warnings = json.loads(run("inspect", tmp_path / "a.dng", "--json").stdout)["warnings"]
+    assert (words is None and not warnings) or any(str(words) in w for w in warnings)
+
+
+def test_inspect_warns_of_darkness_and_of_a_low_black(make_dng: MakeDng, tmp_path: Path) -> None:
+    for value, words in ((70, "very dark"), (2000, "black may be too low")):
+        (tmp_path / "a.dng").write_bytes(make_dng(np.full((32, 48), value, np.uint16)))
+        assert words in run("inspect", tmp_path / "a.dng").stdout
+
+
+def test_inspect_says_the_size_of_the_picture(make_dng: MakeDng, counts: NDArray[np.uint16], tmp_path: Path) -> None:
+    (tmp_path / "a.dng").write_bytes(make_dng(counts, t274=(3, 8)))
+    facts = json.loads(run("inspect", tmp_path / "a.dng", "--json").stdout)
+    assert (facts["picture_width"], facts["picture_height"]) == (32, 48)
+
+
+def test_inspect_of_what_is_neither_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(bytes(64))
+    (tmp_path / "b.tflite").write_bytes(bytes(64))
+    for name in ("a.bin", "b.tflite", "absent", "."):
+        result = run("inspect", tmp_path / name)
+        assert result.exit_code == 1
+        assert result.stdout == ""
+        assert len(result.stderr.splitlines()) == 1
+        assert result.stderr.startswith("Error: ")
+
+
+# doctor
+
+
+def test_doctor_tries_what_it_reports(fake_isp: Any) -> None:
+    result = run("doctor", "--json")
+    facts = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert facts["packages"]["numpy"] == np.__version__
+    assert facts["packages"]["tflite-runtime"] is None or isinstance(facts["packages"]["tflite-runtime"], str)
+    assert [c["name"] for c in facts["checks"]] == ["read a raw", "write pictures", "run the default ISP"]
+    assert all(c["ok"] for c in facts["checks"])
+    assert [e["name"] for e in facts["extras"]] == [
+        "train",
+        "convert",
+        "coreml",
+        "onnx",
+        "tensorflow",
+        "devices",
+        "dev",
+    ]
+    text = run("doctor").stdout
+    assert "yes  read a raw: rawpy" in text
+
+
+def test_doctor_says_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> ISP:
+        raise EguotError("no runtime\nhere")
+
+    monkeypatch.setattr(ISP, "load", load)
+    result = run("doctor")
+    assert result.exit_code == 1
+    assert "NO   run the default ISP: no runtime here" in result.stdout
+
+
+def test_doctor_knows_extras_from_the_metadata(monkeypatch: pytest.MonkeyPatch, fake_isp: Any) -> None:
+    lines = ["numpy>=1", "numpy>=1.2; extra == 'train'", 'surely-absent>=2 ; extra == "train"', "click; extra == 'dev'"]
+    monkeypatch.setattr(importlib.metadata, "requires", lambda name: lines)
+    extras = {e["name"]: e for e in json.loads(run("doctor", "--json").stdout)["extras"]}
+    assert extras["train"]["missing"] == ["surely-absent"]
+    assert not extras["train"]["ok"]
+    assert extras["train"]["pip"] == 'pip install "eguot-sdk[train]"'
+    assert extras["dev"]["ok"]
+    assert 'no   train: missing surely-absent: run `pip install "eguot-sdk[train]"`' in run("doctor").stdout
+
+
+# the group
+
+
+def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, source: str) -> None:
+    """Install a command of another package for this test."""
+    module = f"plugin_{name}_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / f"{module}.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    entry = importlib.metadata.EntryPoint(name, f"{module}:command", cli.PLUGINS)
+    monkeypatch.setattr(cli, "_plugins", lambda: {name: entry})
+
+
+def test_help_names_commands_without_importing_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugin(monkeypatch, tmp_path, "train", "raise RuntimeError('imported')")
+    result = run("--help")
+    assert result.exit_code == 0
+    for words in ("process", "inspect", "doctor", "train", "Train an ISP from unpaired"):
+        assert words in result.stdout
+
+
+def test_a_command_of_another_package_runs_when_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = "import click\n@click.command()\n@click.option('--n', type=int)\ndef command(n):\n    click.echo(n + 1)\n"
+    plugin(monkeypatch, tmp_path, "extra", source)
+    assert run("extra", "--n", "41").stdout == "42\n"
+    assert run("extra", "--n", "x").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import surely_absent.inner",
+        "import click\n@click.command()\ndef command():\n    import surely_absent\n",
+    ],
+)
+def test_a_command_without_its_extra_says_the_pip_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str
+) -> None:
+    plugin(monkeypatch, tmp_path, "convert", source)
+    assert "convert" in run("--help").stdout
+    late = "@click" in source
+    result = run("convert") if late else run("convert", "run", "--format", "tflite", "-x")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: `eguot-sdk convert` needs surely_absent, which is not installed: "
+        'run `pip install "eguot-sdk[convert]"`\n'
+    )
+    if not late:
+        assert 'pip install "eguot-sdk[convert]"' in " ".join(run("convert", "--help").stdout.split())
+
+
+def test_a_mistake_of_our_own_is_not_hidden_as_a_missing_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    plugin(monkeypatch, tmp_path, "convert", "import eguot_sdk.surely_absent")
+    with pytest.raises(ModuleNotFoundError, match=r"eguot_sdk\.surely_absent"):
+        run("convert")
+
+
+@pytest.mark.parametrize(("error", "code"), [(EguotError, 1), (UsageError, 2), (GateError, 3)])
+def test_errors_are_one_line_with_their_exit_code(
+    monkeypatch: pytest.MonkeyPatch, error: type[EguotError], code: int
+) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error("first\n second")
+
+    monkeypatch.setitem(cli.main.commands, "fails", fails)
+    result = run("fails")
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", "Error: first second\n")
+
+
+def test_an_unknown_command_is_exit_2() -> None:
+    result = run("develop")
+    assert result.exit_code == 2
+    assert "No such command" in result.stderr
+
+
+def test_version_is_shown() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"eguot-sdk {cli.version()}\n"
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom eguot_sdk.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'numpy', 'rawpy', 'PIL', 'tifffile', 'torch', 'ai_edge_litert', 'eguot_train'} & set(sys.modules)\n"
+        "print('heavy:', sorted(heavy))\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(SDK)}
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+        assert "heavy: []" in done.stdout
+    assert min(times) < 1.0  # 0.13 s on an idle machine; generous where several tests share two cores
+
+
+def test_a_real_process_shows_no_traceback_and_no_chatter(shipped: Path, tmp_path: Path) -> None:
+    data = bytearray((shipped / "canon_s40_0117.crw").read_bytes())
+    rng = np.random.default_rng(0)
+    for place in rng.integers(600_000, 2_000_000, 400):  # the pixel data
+        data[place] ^= 1 << int(rng.integers(0, 8))
+    (tmp_path / "flipped.crw").write_bytes(data)
+    code = "from eguot_sdk import cli, isp\nisp.ISP.load = lambda *a, **k: isp.ISP.fake()\ncli.main()\n"
+    env = os.environ | {"PYTHONPATH": str(SDK)}
+    command = [sys.executable, "-c", code, "process", str(tmp_path / "flipped.crw"), "-o", str(tmp_path / "out")]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "damaged" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_every_broken_file_of_the_larger_collection(shared_data: Path, tmp_path: Path, fake_isp: Any) -> None:
+    result = run("process", shared_data / "bad", "-o", tmp_path)
+    assert result.exit_code == 1
+    lines = result.stderr.splitlines()
+    assert lines[-1] == f"developed 7 pictures into {tmp_path}, 42 failed"
+    assert len(lines) == 43
+    assert all(line.startswith(f"Error: {shared_data}") for line in lines[:-1])
+    names = sorted(p.stem for p in tmp_path.iterdir())
+    assert names == [
+        "control_valid_256x192",
+        "flip_head_apple_quicktake100_room",
+        "flip_head_kodak_dc120_3910",
+        "flip_head_kodak_dc50_0012L",
+        "odd_size_rggb_767x511",
+        "tag_ifd_loop",
+        "tag_neutral_zero",
+    ]
+
+
+def test_every_raw_of_the_larger_collection_has_the_shape_of_libraw(
+    shared_data: Path, tmp_path: Path, fake_isp: Any
+) -> None:
+    import rawpy
+
+    assert run("process", shared_data / "raw", "-o", tmp_path, "--format", "png").exit_code == 0
+    for path in sorted((shared_data / "raw").iterdir()):
+        with rawpy.imread(str(path)) as raw, Image.open(tmp_path / f"{path.stem}.png") as image:
+            truth = raw.postprocess(use_camera_wb=True, half_size=False)
+            assert (image.height, image.width, 3) == truth.shape, path
+            small = [
+                np.asarray(Image.fromarray(p).convert("L").resize((32, 32)), float) for p in (truth, np.asarray(image))
+            ]
+        assert np.corrcoef(small[0].reshape(-1), small[1].reshape(-1))[0, 1] > 0.9, path
