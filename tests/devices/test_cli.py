@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from eguot_devices import cli
+from eguot_devices import profile as profiling
+from eguot_devices.schema import Report, from_dict
+from eguot_sdk.cli import main
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
+    """Runs the command inside `eguot-sdk`, be it installed or not."""
+    monkeypatch.setitem(main.commands, "profile", cli.profile)  # type: ignore[attr-defined]
+    return CliRunner()
+
+
+def test_an_unknown_device_is_a_wrong_command_line(runner: CliRunner, shipped: Path) -> None:
+    result = runner.invoke(main, ["profile", str(shipped / "tiny.w8a8.tflite"), "--device", "toaster"])
+    assert result.exit_code == 2
+    assert "toaster" in result.stderr
+    assert "local" in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [["profile"], ["profile", "x.tflite"], ["profile", "none.tflite", "--device", "local"]]
+)
+def test_wrong_command_lines(runner: CliRunner, arguments: list[str]) -> None:
+    assert runner.invoke(main, arguments).exit_code == 2
+
+
+def test_a_model_that_fails_is_told_and_the_exit_code_is_1(runner: CliRunner, tmp_path: Path) -> None:
+    path = tmp_path / "noise.tflite"
+    path.write_bytes(bytes(range(256)) * 8)
+    out = tmp_path / "out"
+    result = runner.invoke(main, ["profile", str(path), "--device", "local", "--json", "--out", str(out)])
+    assert result.exit_code == 1
+    report = from_dict(Report, json.loads(result.stdout))
+    assert [f.name for f in report.failed] == ["noise.tflite"]
+    assert "Error: noise.tflite" in result.stderr
+    assert json.loads((out / "report.json").read_text()) == json.loads(result.stdout)
+
+
+def test_a_table_goes_to_stdout_and_nothing_else(
+    runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: dict[str, object] = {}
+
+    def record(models: object, **options: object) -> Report:
+        asked.update(models=models, **options)
+        return report
+
+    monkeypatch.setattr(profiling, "profile", record)
+    options = ["--device", "local", "--raw", "x.dng", "--pairs", "p", "--out", str(tmp_path)]
+    result = runner.invoke(main, ["profile", "a.tflite", "b.tflite", *options])
+    assert asked == {"models": ("a.tflite", "b.tflite"), "device": "local", "raw": Path("x.dng"), "pairs": Path("p")}
+    assert result.stdout.startswith("local: Some CPU")
+    assert f"wrote {tmp_path / 'report.json'}" in result.stderr
+    assert result.exit_code == 1  # the report holds a failure

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from eguot_devices import profile as profiling
+from eguot_devices.machine import this_machine
+from eguot_devices.measure import Job, OnProgress, measure
+from eguot_devices.profile import profile
+from eguot_devices.schema import Machine, ModelProfile
+from eguot_devices.targets import TARGETS
+from eguot_devices.targets.base import Target
+from eguot_sdk.errors import EguotError, UsageError
+
+
+class Here(Target):
+    """Measures in this process; fails for models whose name says so."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def machine(self) -> Machine:
+        return this_machine()
+
+    def measure(self, job: Job, on_progress: OnProgress) -> ModelProfile:
+        if job.name.startswith("bad"):
+            raise EguotError("out of luck")
+        return measure(job, on_progress)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, small_budgets: None) -> None:
+    monkeypatch.setitem(TARGETS, "local", Here)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_report_names_data_by_name_and_hash(shipped: Path, pairs: Path) -> None:
+    raw = shipped / "kodak_dc50_0012L.kdc"
+    report = profile([shipped / "tiny.w8a8.tflite", shipped / "tiny.fp32.tflite"], raw=raw, pairs=pairs)
+    assert [m.name for m in report.models] == ["tiny.w8a8.tflite", "tiny.fp32.tflite"]
+    assert [m.precision for m in report.models] == ["w8a8", "fp32"]
+    assert report.raw.name == raw.name
+    assert report.raw.sha256 == hashlib.sha256(raw.read_bytes()).hexdigest()
+    assert report.pairs is not None
+    assert (report.pairs.name, report.pairs.images) == (pairs.name, 3)
+    assert str(shipped) not in str(report)
+    assert str(pairs.parent) not in str(report)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_hash_of_pairs_changes_with_any_file_but_not_with_the_folder(tmp_path: Path, pairs: Path) -> None:
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(pairs, copy)
+    facts, copied = profiling._pairs_facts(pairs), profiling._pairs_facts(copy)
+    assert facts.sha256 == copied.sha256
+    path = copy / "noise-1.json"
+    path.write_text(path.read_text() + " ")
+    assert profiling._pairs_facts(copy).sha256 != facts.sha256
+
+
+@pytest.mark.usefixtures("here")
+def test_one_model_that_fails_does_not_stop_the_others(tmp_path: Path, shipped: Path) -> None:
+    for name in ("bad.tflite", "good.tflite"):
+        shutil.copy(shipped / "tiny.w8a8.tflite", tmp_path / name)
+    report = profile([tmp_path / "bad.tflite", tmp_path / "good.tflite"])
+    assert [m.name for m in report.models] == ["good.tflite"]
+    assert [(f.name, f.message) for f in report.failed] == [("bad.tflite", "out of luck")]
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("day", "night"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "isp.tflite").touch()
+    paths = [tmp_path / "day" / "isp.tflite", tmp_path / "night" / "isp.tflite"]
+    assert [job.name for job in profiling._jobs(paths, None, None)] == ["day/isp.tflite", "night/isp.tflite"]
+    with pytest.raises(UsageError, match="named twice"):
+        profiling._jobs([paths[0], paths[0]], None, None)
+
+
+def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: Path) -> None:
+    model = shipped / "tiny.w8a8.tflite"
+    with pytest.raises(UsageError, match="at least one"):
+        profile([])
+    with pytest.raises(UsageError, match="no such ISP file"):
+        profile([tmp_path / "none.tflite"])
+    with pytest.raises(UsageError, match="no such raw file"):
+        profile([model], raw=tmp_path / "none.dng")
+    with pytest.raises(UsageError, match="no such folder"):
+        profile([model], pairs=tmp_path / "none")
+
+
+def test_a_busy_machine_and_a_saving_governor_are_said(
+    monkeypatch: pytest.MonkeyPatch, report: profiling.Report
+) -> None:
+    (model,), machine = report.models, report.machine
+    busy, governor = profiling._notes(machine, [model])
+    assert "0.5 of 2 cores" in busy
+    assert model.name in busy
+    assert "powersave" in governor
+    quiet = profiling.ModelProfile(**{f: getattr(model, f) for f in model.__slots__} | {"other_load_cores": 0.1})
+    assert len(profiling._notes(machine, [quiet])) == 1
+
+
+@pytest.mark.slow
+def test_this_machine_for_real(shipped: Path, pairs: Path) -> None:
+    report = profile([shipped / "tiny.w8a8.tflite"], raw=shipped / "kodak_dc50_0012L.kdc", pairs=pairs)
+    assert not report.failed
+    (model,) = report.models
+    assert model.peak_memory_mb < 300
+    assert model.frame.latency.runs >= 10
