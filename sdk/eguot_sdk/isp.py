@@ -34,8 +34,10 @@ from .tiling import TileSide, Tiling, plan, tile_side
 DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 MAX_EXPOSURE_EV = 16.0
 MAX_THREADS = 256
-STRIPE = 1 << 16
-"""Pixels that are read or written at once, so that a whole frame as one tile needs no second copy of itself."""
+STRIPE = 1 << 14
+"""Pixels read or written at once. So few stay in cache, need no second copy of a whole frame, and keep the matrix
+product of `Ingest.fill` below the size where OpenBLAS starts threads of its own (4 to 10 times slower on busy cores).
+"""
 
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
 Source = str | Path | bytes | BinaryIO | RawFrame
@@ -86,7 +88,8 @@ class ISP:
         """Open an ISP file. `path` None: the default ISP of this package.
 
         `threads`: at most this many; None: the processors this process may use, or 1 with a delegate.
-        `tile`: side of a tile in packed pixels (2x2 raw pixels), or "whole"; None: what the file prefers.
+        `tile`: side of a tile in packed pixels (2x2 raw pixels); None: what the file prefers; "whole": the frame at
+        once, which takes much more memory (some 70 bytes a pixel for a small network).
         `delegate`: path of a TFLite delegate library; it is code and will be run.
         Raises IspFileError, UsageError or MissingDependency.
         """

@@ -6,6 +6,7 @@ thread each run in parallel in Python threads. Integer results are the same for 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -113,9 +114,13 @@ def _load_delegate(module: Any, delegate: str | Path) -> Any:
     if not Path(delegate).is_file():
         raise UsageError(f"delegate {str(delegate)!r} is not a file: give the path of a TFLite delegate library")
     try:
-        return module.load_delegate(str(delegate))
+        library = ctypes.CDLL(str(delegate))  # LiteRT's own loader leaves a broken object behind where this fails
+        loaded = module.load_delegate(str(delegate)) if hasattr(library, "tflite_plugin_create_delegate") else None
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         raise UsageError(f"delegate {str(delegate)!r} cannot be loaded ({_first_line(error)})") from error
+    if loaded is None:
+        raise UsageError(f"delegate {str(delegate)!r} is a library, but not a TFLite delegate")
+    return loaded
 
 
 def _tensor_spec(source: str, which: str, details: Mapping[str, Any]) -> TensorSpec:

@@ -1,0 +1,91 @@
+"""Tiles cover every frame, once, in equal sizes, at the places an ISP asks for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from eguot_sdk.errors import UsageError
+from eguot_sdk.spec import IspSpec
+from eguot_sdk.tiling import plan, tile_side
+
+
+def spec(**fields: object) -> IspSpec:
+    return IspSpec(name="t", architecture="t", parameters=0, **{"halo": 8, **fields})  # type: ignore[arg-type]
+
+
+@given(
+    height=st.integers(1, 300),
+    width=st.integers(1, 300),
+    multiple=st.sampled_from([1, 2, 3, 4]),
+    steps=st.integers(1, 40),
+    whole=st.booleans(),
+)
+def test_cores_cover_the_frame_once(height: int, width: int, multiple: int, steps: int, whole: bool) -> None:
+    side = steps * multiple
+    tiling = plan(height, width, spec(halo=2 * multiple, multiple=multiple, tile=multiple), "whole" if whole else side)
+    core_height, core_width = tiling.core
+    seen = np.zeros((height + core_height, width + core_width), int)
+    for top, left in tiling.cores:
+        assert top % multiple == left % multiple == 0
+        assert top < height
+        assert left < width
+        seen[top : top + core_height, left : left + core_width] += 1
+    assert (seen[:height, :width] == 1).all()
+    assert core_height % multiple == core_width % multiple == 0
+    assert tiling.input_size == (core_height + 4 * multiple, core_width + 4 * multiple)
+    if whole:
+        assert len(tiling.cores) == 1
+    else:
+        assert max(tiling.core) <= side
+
+
+@given(size=st.integers(1, 5000), steps=st.integers(1, 64))
+def test_little_is_computed_in_vain(size: int, steps: int) -> None:
+    tiling = plan(size, 2, spec(multiple=2, tile=2), 2 * steps)
+    assert len(tiling.cores) <= -(-size // (2 * steps))  # no more tiles than the side asks for
+    assert len(tiling.cores) * tiling.core[0] - size < tiling.core[0]
+    assert len(tiling.cores) * tiling.core[0] <= size + 2 * len(tiling.cores)
+
+
+def test_default_is_the_tile_of_the_spec() -> None:
+    assert plan(512, 512, spec(tile=256)).core == (256, 256)
+    assert plan(100, 60, spec(tile=256)).core == (100, 60)
+    assert plan(101, 61, spec(tile=256, multiple=2)).core == (102, 62)
+
+
+def test_a_file_of_one_size_gets_only_that_size() -> None:
+    fixed = spec(tile=96, fixed_tile=True)
+    tiling = plan(100, 50, fixed)
+    assert tiling.core == (96, 96)
+    assert tiling.input_size == (112, 112)
+    assert tiling.cores == ((0, 0), (96, 0))
+    assert plan(100, 50, fixed, 96) == tiling
+    for other in (64, "whole"):
+        with pytest.raises(UsageError, match="exactly 96"):
+            plan(100, 50, fixed, other)  # type: ignore[arg-type]
+
+
+def test_an_isp_that_needs_the_whole_frame_is_not_cut() -> None:
+    wide = spec(global_context=True, tile=64)
+    assert len(plan(500, 700, wide).cores) == 1
+    assert len(plan(500, 700, wide, "whole").cores) == 1
+    assert len(plan(500, 700, wide, 1024).cores) == 1
+    for tile in (64, 512):
+        with pytest.raises(UsageError, match="whole frame"):
+            plan(500, 700, wide, tile)
+    with pytest.raises(UsageError, match="whole frame"):
+        plan(500, 700, spec(global_context=True, tile=64, fixed_tile=True))
+
+
+@pytest.mark.parametrize("tile", [0, -4, 1 << 17, True, 1.5, "hole", "64"])
+def test_what_is_no_tile_is_refused(tile: object) -> None:
+    with pytest.raises(UsageError, match="whole"):
+        tile_side(spec(), tile)  # type: ignore[arg-type]
+
+
+def test_a_tile_off_the_grid_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"multiple of 4 .*, not 66"):
+        tile_side(spec(multiple=4), 66)
