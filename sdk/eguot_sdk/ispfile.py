@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 256 * 1024 * 1024
 MAX_ITEMS = 65536
 """Most tensors, operators, buffers or other entries an ISP file may list."""
 MAX_NAME_BYTES = 4096
+MAX_PORTS = 64
+"""Most inputs or outputs a model is described with."""
 DAMAGED = "the TFLite file is damaged"
 
 T = TypeVar("T")
@@ -148,7 +150,8 @@ def describe(path: str | Path) -> dict[str, Any]:
             buffer = tensor.number(2, "<I")
             kind["constant_bytes"] += _item(buffer_bytes, buffer)
             buffer_bytes[buffer] = 0  # tensors may share a buffer
-        ops = Counter(_op_name(_item(model.op_codes(), op.number(0, "<I"))) for op in graph.tables(3))
+        codes = model.op_codes()
+        ops = Counter(_op_name(_item(codes, op.number(0, "<I"))) for op in graph.tables(3))
         return {
             "file": path.name,
             "format": "tflite",
@@ -156,8 +159,8 @@ def describe(path: str | Path) -> dict[str, Any]:
             "ops": dict(ops.most_common()),
             "tensors": kinds,
             "constant_bytes": sum(kind["constant_bytes"] for kind in kinds.values()),
-            "input": [_describe_tensor(_item(tensors, i)) for i in graph.numbers(1, "<i", 256)],
-            "output": [_describe_tensor(_item(tensors, i)) for i in graph.numbers(2, "<i", 256)],
+            "input": [_describe_tensor(_item(tensors, i)) for i in graph.numbers(1, "<i", MAX_PORTS)],
+            "output": [_describe_tensor(_item(tensors, i)) for i in graph.numbers(2, "<i", MAX_PORTS)],
             "spec": None if spec is None else dataclasses.asdict(spec),
         }
 
@@ -195,6 +198,11 @@ class _Table:
         size = struct.calcsize(kind)
         start, count = self._vector(field, size, limit)
         return [_read(self._data, kind, start + size * i) for i in range(count)]
+
+    def single(self, field: int, kind: str) -> float | None:
+        """The number of a vector of exactly one."""
+        start, count = self._vector(field, struct.calcsize(kind), MAX_ITEMS)
+        return _read(self._data, kind, start) if count == 1 else None
 
     def blob(self, field: int, limit: int) -> bytes:
         start, count = self._vector(field, 1, limit)
@@ -278,12 +286,12 @@ def _type_name(tensor: _Table) -> str:
 
 def _describe_tensor(tensor: _Table) -> dict[str, Any]:
     quantisation = tensor.table(4)
-    scales = [] if quantisation is None else quantisation.numbers(2, "<f", MAX_ITEMS)
-    zero_points = [] if quantisation is None else quantisation.numbers(3, "<q", MAX_ITEMS)
+    scale = None if quantisation is None else quantisation.single(2, "<f")
+    zero_point = None if quantisation is None else quantisation.single(3, "<q")
     return {
         "name": tensor.blob(3, MAX_NAME_BYTES).decode(errors="replace"),
         "shape": tensor.numbers(0, "<i", 16),
         "dtype": _type_name(tensor),
-        "scale": scales[0] if len(scales) == 1 and math.isfinite(scales[0]) else None,
-        "zero_point": zero_points[0] if len(zero_points) == 1 else None,
+        "scale": scale if scale is not None and math.isfinite(scale) else None,
+        "zero_point": zero_point,
     }
