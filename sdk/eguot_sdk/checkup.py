@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .chatter import quiet
 from .cli import version
 
 BASE = ("numpy", "rawpy", "click", "pillow", "tifffile", "flatbuffers", "ai-edge-litert", "tflite-runtime")
@@ -82,13 +83,14 @@ def _check_isp() -> str:
     from .isp import ISP
     from .raw import RawFrame
 
-    isp = ISP.load(threads=1)
     frame = RawFrame.from_array(np.full((64, 64), 512, np.uint16), cfa="RGGB", black=64, white=1023)
-    start = time.perf_counter()
-    rgb = isp.process(frame)
+    with quiet(), ISP.load(threads=1) as isp:
+        start = time.perf_counter()
+        rgb = isp.process(frame)
+        elapsed_ms = (time.perf_counter() - start) * 1e3
     if rgb.shape != (64, 64, 3):
         raise RuntimeError(f"the default ISP gives a picture of shape {rgb.shape}, not (64, 64, 3)")
-    return f"{isp.spec.name} ({isp.spec.precision}), 64 x 64 pixels in {(time.perf_counter() - start) * 1e3:.0f} ms"
+    return f"{isp.spec.name} ({isp.spec.precision}), 64 x 64 pixels in {elapsed_ms:.0f} ms"
 
 
 def _extras() -> list[dict[str, Any]]:

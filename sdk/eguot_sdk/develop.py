@@ -6,17 +6,14 @@ apart by the raw's suffix (IMG.dng.jpg, IMG.crw.jpg) or a number. One failing fi
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import sys
-import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
 from .output import SUFFIXES, write_image
 from .progress import Progress, progress_bar
@@ -120,7 +117,11 @@ def run(
         return result
     from .isp import ISP
 
-    with ISP.load(model, threads=threads, tile=tile) as isp, progress_bar(len(todo), label="develop") as bar:
+    with (
+        quiet() as stream,
+        ISP.load(model, threads=threads, tile=tile) as isp,
+        progress_bar(len(todo), label="develop", stream=stream) as bar,
+    ):
         for job in todo:
             try:
                 _develop(isp, job, bar, bits=bits, exposure=exposure, existing=existing)
@@ -141,8 +142,7 @@ def _develop(
 
     if existing == "fail" and job.picture.exists():
         raise OutputError(f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing")
-    with quiet_libraw():
-        frame = read_raw(job.raw)
+    frame = read_raw(job.raw)
 
     def show(done: int, tiles: int) -> None:
         bar.update(0, note=f"{job.raw.name}, tile {done} of {tiles}")
@@ -217,33 +217,3 @@ def _key(path: Path) -> str:
 def _check_bits(kind: str, bits: int) -> None:
     if kind == "jpg" and bits == 16:
         raise UsageError("JPEG has 8 bits; with --bits 16 use --format png or tiff")
-
-
-CHATTER = re.compile(
-    rb"(data corrupted at \d+|Unexpected end of file|^(Corrupt|Premature end of|Unsupported|Bogus) .*JPEG.*)\s*$"
-)
-
-
-@contextlib.contextmanager
-def quiet_libraw() -> Iterator[None]:
-    """Keep what LibRaw and its libjpeg print about damaged data off stderr, for our error says it; all else passes.
-
-    Redirects file descriptor 2 of the process while it lasts, so it is for the command only.
-    """
-    sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # no stderr at all
-        yield
-        return
-    with tempfile.TemporaryFile() as caught:
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            caught.seek(0)
-            for line in caught.read().splitlines(keepends=True):
-                if not CHATTER.search(line):
-                    os.write(2, line)

@@ -5,7 +5,6 @@ Gains and matrix are those ingest will use, defaults and estimates included, eac
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,9 @@ def inspect_file(path: Path) -> dict[str, Any]:
         raise RawError(f"{path}: cannot be opened ({error.strerror or error})") from error
     if head[4:8] == b"TFL3" or path.suffix.lower() == ".tflite":
         return _isp_facts(path)
-    from .develop import quiet_libraw
+    from .chatter import quiet
 
-    with quiet_libraw():
+    with quiet():
         frame = read_raw(path)
     return raw_facts(frame)
 
@@ -113,17 +112,20 @@ def _warnings(frame: RawFrame) -> list[str]:
 
 
 def _isp_facts(path: Path) -> dict[str, Any]:
-    from .ispfile import describe, read_spec
+    from .ispfile import describe
 
-    spec = read_spec(path)
-    return {"kind": "isp", "file": str(path), "spec": dataclasses.asdict(spec), "contents": describe(path)}
+    contents = describe(path)
+    spec = contents.pop("spec")
+    warnings = [] if spec else ["no ISP spec inside: this is a .tflite, but not one `eguot-sdk process` can run"]
+    return {"kind": "isp", **contents, "file": str(path), "spec": spec, "warnings": warnings}
 
 
 def as_text(facts: dict[str, Any]) -> str:
     """The facts for a person, one value a line."""
     lines = [f"{facts['file']}: {'raw' if facts['kind'] == 'raw' else 'ISP file'}"]
     if facts["kind"] == "isp":
-        return "\n".join([*lines, "spec", *_tree(facts["spec"], "  "), "contents", *_tree(facts["contents"], "  ")])
+        rest = {key: value for key, value in facts.items() if key not in ("kind", "file", "warnings")}
+        return "\n".join([*lines, *_tree(rest, "  "), *(f"Warning: {text}" for text in facts["warnings"])])
     lines.append(f"  {'mosaic':14} {facts['width']} x {facts['height']} pixels")
     lines.append(f"  {'picture':14} {facts['picture_width']} x {facts['picture_height']} pixels, upright and square")
     for key in ("cfa", "black", "white", "white_balance", "gains_used", "matrix_used", "orientation", "pixel_aspect"):

@@ -91,18 +91,18 @@ class Progress(Generic[T]):
 
 
 @overload
-def progress_bar(items: int, *, label: str) -> Progress[int]: ...
+def progress_bar(items: int, *, label: str, stream: TextIO | None = None) -> Progress[int]: ...
 @overload
-def progress_bar(items: Iterable[T], *, label: str) -> Progress[T]: ...
-def progress_bar(items: Iterable[Any] | int, *, label: str) -> Progress[Any]:
-    """Progress over an iterable, or over a known number of steps to be counted with `update`.
+def progress_bar(items: Iterable[T], *, label: str, stream: TextIO | None = None) -> Progress[T]: ...
+def progress_bar(items: Iterable[Any] | int, *, label: str, stream: TextIO | None = None) -> Progress[Any]:
+    """Progress over an iterable, or over a known number of steps to be counted with `update`; on stderr or `stream`.
 
     `for path in progress_bar(paths, label="develop"): ...` or
     `with progress_bar(3000, label="train") as bar: bar.update(note="loss 0.1")`.
     """
     if isinstance(items, int):
         items = range(items)
-    return Progress(items, len(items) if isinstance(items, Sized) else None, label, sys.stderr)
+    return Progress(items, len(items) if isinstance(items, Sized) else None, label, stream or sys.stderr)
 
 
 def _duration(seconds: float) -> str:

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eguot_sdk import cli, develop
+from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, GateError, UsageError
 from eguot_sdk.isp import ISP
+from eguot_sdk.output import write_image
 
 SDK = Path(cli.__file__).resolve().parent.parent
 MakeDng = Callable[..., bytes]
@@ -137,7 +139,7 @@ def test_a_file_that_fails_leaves_no_picture_and_one_line(photos: Path, tmp_path
 def test_an_unexpected_error_does_not_stop_the_others(
     photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = develop.write_image
+    real = write_image
 
     def write(path: Path, *arguments: Any, **options: Any) -> Path:
         if path.name == "b.jpg":
@@ -146,7 +148,7 @@ def test_an_unexpected_error_does_not_stop_the_others(
             raise MemoryError
         return real(path, *arguments, **options)
 
-    monkeypatch.setattr(develop, "write_image", write)
+    monkeypatch.setattr("eguot_sdk.develop.write_image", write)
     result = run("process", photos, "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.jpg"]
@@ -242,8 +244,9 @@ def test_a_picture_never_replaces_a_raw(tmp_path: Path) -> None:
 
 
 def test_chatter_of_libraw_is_dropped_and_the_rest_passes(capfd: pytest.CaptureFixture[str]) -> None:
-    with develop.quiet_libraw():
+    with quiet():
         os.write(2, b"x.crw: data corrupted at 100990\nx.crw: Unexpected end of file\nsomething else\n")
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
         os.write(2, b"Corrupt JPEG data: premature end of data segment\n")
     os.write(2, b"after\n")
     assert capfd.readouterr().err == "something else\nafter\n"
@@ -314,6 +317,29 @@ def test_inspect_of_what_is_neither_is_one_line(tmp_path: Path) -> None:
         assert result.stdout == ""
         assert len(result.stderr.splitlines()) == 1
         assert result.stderr.startswith("Error: ")
+
+
+def test_inspect_shows_an_isp_file(shipped: Path) -> None:
+    path = shipped / "tiny.w8a8.tflite"
+    facts = json.loads(run("inspect", path, "--json").stdout)
+    assert (facts["kind"], facts["file"], facts["bytes"]) == ("isp", str(path), path.stat().st_size)
+    assert facts["spec"]["precision"] == "w8a8"
+    assert facts["ops"]["DEPTH_TO_SPACE"] == 1
+    assert facts["warnings"] == []
+    text = run("inspect", path).stdout
+    assert "DEPTH_TO_SPACE" in text
+    assert "halo" in text
+
+
+def test_process_runs_an_isp_file(photos: Path, shipped: Path, tmp_path: Path) -> None:
+    model = shipped / "tiny.w8a8.tflite"
+    for tile in ("64", "whole"):
+        command = [sys.executable, "-m", "eguot_sdk.cli", "process", str(photos / "a.dng"), "-m", str(model)]
+        command += ["--tile", tile, "-o", str(tmp_path / f"{tile}.png")]
+        env = os.environ | {"PYTHONPATH": str(SDK)}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
+        assert done.stderr == f"developed 1 picture: {tmp_path / tile}.png\n"
+    assert (tmp_path / "64.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
 
 
 # doctor
@@ -502,7 +528,7 @@ def test_every_raw_of_the_larger_collection_has_the_shape_of_libraw(
     assert run("process", shared_data / "raw", "-o", tmp_path, "--format", "png").exit_code == 0
     for path in sorted((shared_data / "raw").iterdir()):
         with rawpy.imread(str(path)) as raw, Image.open(tmp_path / f"{path.stem}.png") as image:
-            truth = raw.postprocess(use_camera_wb=True, half_size=False)
+            truth = raw.postprocess(use_camera_wb=True, demosaic_algorithm=rawpy.DemosaicAlgorithm.LINEAR)
             assert (image.height, image.width, 3) == truth.shape, path
             small = [
                 np.asarray(Image.fromarray(p).convert("L").resize((32, 32)), float) for p in (truth, np.asarray(image))

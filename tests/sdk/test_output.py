@@ -128,7 +128,14 @@ def test_profile_and_exif_are_in_every_format(
 
 
 def test_absurd_exif_values_do_not_stop_a_picture(tmp_path: Path, picture8: NDArray[np.uint8]) -> None:
-    exif = {"ExposureTime": 1e-9, "FNumber": 1e12, "ISO": 10**9, "FocalLength": -3.0, "Make": "", "DateTime": "once"}
+    exif: dict[str, str | int | float] = {
+        "ExposureTime": 1e-9,
+        "FNumber": 1e12,
+        "ISO": 10**9,
+        "FocalLength": -3.0,
+        "Make": "",
+        "DateTime": "once",
+    }
     for name in ("a.jpg", "a.png", "a.tif"):
         with Image.open(write_image(tmp_path / name, picture8, exif=exif)) as image:
             image.load()
@@ -270,7 +277,7 @@ def slow_stretch(rgb: NDArray[Any], aspect: float) -> NDArray[Any]:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_square_pixels_are_stretched_like_libraw(dtype: type) -> None:
-    rgb = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (6, 11, 3)).astype(dtype)
+    rgb: NDArray[Any] = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (6, 11, 3)).astype(dtype)
     wide, tall = to_square_pixels(rgb, 1.5346), to_square_pixels(rgb.swapaxes(0, 1), 1 / 1.5346)
     truth = slow_stretch(rgb, 1.5346)
     assert wide.shape == truth.shape

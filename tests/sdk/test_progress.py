@@ -53,7 +53,7 @@ def test_a_short_task_says_nothing_in_a_pipe(clock: Clock) -> None:
 def test_a_terminal_gets_one_line_that_redraws(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     stream = Terminal()
-    with Progress((), 4, "train", stream) as bar:
+    with Progress(range(4), 4, "train", stream) as bar:
         for _ in range(4):
             clock.now += 1
             bar.update()
@@ -68,7 +68,7 @@ def test_a_terminal_gets_one_line_that_redraws(clock: Clock, monkeypatch: pytest
 
 def test_a_terminal_is_not_redrawn_all_the_time(clock: Clock) -> None:
     stream = Terminal()
-    with Progress((), 10_000, "train", stream) as bar:
+    with Progress(range(10_000), 10_000, "train", stream) as bar:
         for _ in range(10_000):
             clock.now += 0.001
             bar.update()
@@ -78,7 +78,7 @@ def test_a_terminal_is_not_redrawn_all_the_time(clock: Clock) -> None:
 def test_a_long_line_is_cut_to_the_terminal(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "60")
     stream = Terminal()
-    with Progress((), 5, "x", stream) as bar:
+    with Progress(range(5), 5, "x", stream) as bar:
         clock.now += 1
         bar.update(note="n" * 500)
     assert max(len(s.rstrip("\n")) for s in stream.getvalue().split("\r\x1b[K")) == 59

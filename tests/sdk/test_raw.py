@@ -178,8 +178,8 @@ def test_a_dng_reads_as_written(make_dng: MakeDng, counts: Counts, cfa: str, ord
 
 @pytest.mark.parametrize("cfa", PHASES)
 def test_a_dng_of_pidng_reads_as_written(counts: Counts, cfa: str) -> None:
-    from pidng.core import RAW2DNG, DNGTags, Tag
-    from pidng.defs import CalibrationIlluminant, PhotometricInterpretation
+    from pidng.core import RAW2DNG, DNGTags, Tag  # type: ignore[import-untyped]
+    from pidng.defs import CalibrationIlluminant, PhotometricInterpretation  # type: ignore[import-untyped]
 
     tags = DNGTags()
     for tag, value in (

@@ -84,7 +84,7 @@ def test_a_file_of_tifffile_reads_the_same(tmp_path: Path, byteorder: str) -> No
     sizes = [(i.whole("ImageLength", 0), i.whole("ImageWidth", 0)) for i in tiff.ifds]
     assert sizes == [(15, 10), (30, 20), (60, 40)]  # the chain first, then sub-IFDs
     with tifffile.TiffFile(path) as truth:
-        page = truth.pages[0].pages[0]  # type: ignore[union-attr, index]
+        page = truth.pages[0].pages[0]  # type: ignore[index]
         assert tiff.ifds[2].numbers("StripOffsets") == tuple(page.dataoffsets)
         assert tiff.ifds[2].numbers("StripByteCounts") == tuple(page.databytecounts)
     raw_ifd = tiff.raw_ifd()
