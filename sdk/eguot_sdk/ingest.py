@@ -31,6 +31,8 @@ TYPICAL_MATRIX = np.array([[1.47, -0.39, -0.08], [-0.05, 1.32, -0.27], [0.05, -0
 # Daylight gains of an ordinary sensor, the prior of the grey-world estimate.
 TYPICAL_GAINS = (1.9, 1.0, 1.6)
 GREY_WORLD_TRUST = 0.7
+# Red times blue gain of grey: about 3 for sensors, under any light, and 1 where the camera balanced before storing.
+BALANCED_BELOW = 1.35
 GAIN_LIMITS = (0.25, 8.0)
 
 Array = NDArray[Any]
@@ -75,12 +77,13 @@ def balanced_gains(frame: RawFrame) -> tuple[tuple[float, float, float], str]:
     """White-balance gains R, G, B scaled so that the smallest is 1, and where they came from.
 
     With the smallest gain at 1 every channel reaches 1 where the sensor clips, so clipped highlights stay white.
-    Without an as-shot balance the gains are a grey-world estimate drawn towards a typical daylight balance.
+    Without an as-shot balance the gains are a grey-world estimate drawn towards a typical daylight balance, or towards
+    1, 1, 1 where the counts look balanced already, as those of early digital cameras are.
     """
     if frame.white_balance is not None:
         gains, origin = frame.white_balance, frame.origins.get("white_balance", "argument")
     else:
-        gains, origin = _grey_world(frame), "estimate: grey world, drawn towards typical daylight"
+        gains, origin = _grey_world(frame), "estimate: grey world, drawn towards a typical balance"
     low = min(gains)
     red, green, blue = (min(max(g / low, 1.0), GAIN_LIMITS[1]) for g in gains)
     return (red, green, blue), origin
@@ -93,10 +96,9 @@ def _grey_world(frame: RawFrame) -> tuple[float, float, float]:
         return TYPICAL_GAINS
     red, gr, gb, blue = cells[usable].mean(axis=0, dtype=np.float64)
     green = (gr + gb) / 2
-    result = []
-    for mean, typical in ((red, TYPICAL_GAINS[0]), (green, 1.0), (blue, TYPICAL_GAINS[2])):
-        seen = min(max(green / max(mean, 1e-6), GAIN_LIMITS[0]), GAIN_LIMITS[1])
-        result.append(float(seen**GREY_WORLD_TRUST * typical ** (1 - GREY_WORLD_TRUST)))
+    seen = [min(max(green / max(mean, 1e-6), GAIN_LIMITS[0]), GAIN_LIMITS[1]) for mean in (red, green, blue)]
+    prior = (1.0, 1.0, 1.0) if seen[0] * seen[2] < BALANCED_BELOW else TYPICAL_GAINS
+    result = [float(s**GREY_WORLD_TRUST * p ** (1 - GREY_WORLD_TRUST)) for s, p in zip(seen, prior, strict=True)]
     return result[0], result[1], result[2]
 
 

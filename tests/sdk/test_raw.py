@@ -252,6 +252,9 @@ def test_the_daylight_matrix_is_chosen_and_keeps_white_white(make_dng: MakeDng, 
         )
         frame = read_raw(data)
         assert frame.origins["matrix"] == ("tag ColorMatrix1" if light_one == 21 else "tag ColorMatrix2")
+        with rawpy.imread(io.BytesIO(data)) as truth:
+            truth.raw_image  # noqa: B018 - LibRaw fills in the matrix when it decodes
+            assert frame.matrix == pytest.approx(truth.color_matrix[:, :3], abs=2e-3)
         # Independently: a colour of known sRGB, seen by the camera through the tag's matrix, comes back.
         to_xyz = np.array(
             [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
