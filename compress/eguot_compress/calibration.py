@@ -64,9 +64,9 @@ def load_calibration(config: TrainConfig, folder: Path | None, *, seed: int = 0)
                 return _from_folder(Path(known), config, seed)
             except EguotError:  # moved, emptied or replaced since: the next source will do
                 continue
-    frames, truths = _procedural()
+    frames, _ = procedural_pairs()  # their truth is another camera's look, not this run's
     source = {"kind": "procedural scenes", "files": len(frames), "sha256": None}
-    return _draw(frames, None if config.unpaired else truths, config, source, seed)
+    return _draw(frames, None, config, source, seed)
 
 
 def _from_folder(folder: Path, config: TrainConfig, seed: int) -> Calibration:
@@ -113,7 +113,8 @@ def _hash(files: Sequence[Path], folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _procedural() -> tuple[list[RawFrame], list[Picture]]:
+def procedural_pairs() -> tuple[list[RawFrame], list[Picture]]:
+    """Sixteen small scenes through four synthetic cameras: raws and their true pictures."""
     scenes = [make_scene(seed, 240, 320) for seed in range(16)]
     frames = [SynthCamera.from_seed(i % 4).shoot(scene, f"scene-{i}") for i, scene in enumerate(scenes)]
     return frames, scenes

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,85 @@ def convert(
     summary = {"run": run.resolve().name, "files": [_as_json(r) for r in results]}
     click.echo(json.dumps(summary) if as_json else _table(results))
     refuse_failed(results)
+
+
+def _folders(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say where to learn from."""
+    for name, text in (
+        ("--srgb", "Folder of photos, sent back to raws like those of --raw."),
+        ("--raw", "Folder of raws; the teacher renders the targets."),
+        ("--pairs", "Folder of pairs; default: the run's own data, else procedural scenes."),
+    ):
+        command = click.option(name, type=click.Path(path_type=Path), help=text)(command)
+    return command
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_folders
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+def quantize(run: Path, pairs: Path | None, raw: Path | None, srgb: Path | None, out: Path, seed: int) -> None:
+    """Quantise RUN to int8 without training, in seconds."""
+    from .material import Folders
+    from .ptq import quantize as run_quantize
+
+    run_quantize(run, out, folders=Folders(pairs=pairs, raw=raw, srgb=srgb), seed=seed)
+    click.echo(f"quantised {out}", err=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@_folders
+@click.option("--teacher", type=click.Path(path_type=Path), help="Run that renders the targets; default: RUN itself.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 1500]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+def qat(
+    run: Path,
+    pairs: Path | None,
+    raw: Path | None,
+    srgb: Path | None,
+    teacher: Path | None,
+    out: Path,
+    steps: int | None,
+    seed: int,
+) -> None:
+    """Quantise RUN to int8 and train it with the rounding in place."""
+    from .material import Folders
+    from .qat import STEPS
+    from .qat import qat as run_qat
+
+    folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
+    run_qat(run, out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed)
+    click.echo(f"trained {out}", err=True)
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--isp", required=True, help="Architecture of the student, one of `eguot-sdk isps`.")
+@_folders
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
+@click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 3000]")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and crops.")
+def distill(
+    run: Path,
+    isp: str,
+    pairs: Path | None,
+    raw: Path | None,
+    srgb: Path | None,
+    out: Path,
+    steps: int | None,
+    seed: int,
+) -> None:
+    """Train a small ISP to render what RUN renders."""
+    from .distill import STEPS
+    from .distill import distill as run_distill
+    from .material import Folders
+
+    folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
+    run_distill(run, out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)
+    click.echo(f"trained {out}", err=True)
 
 
 def _words(text: str) -> list[str]:

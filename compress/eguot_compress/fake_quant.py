@@ -10,8 +10,9 @@ When `exporting` is on, the same scales leave as `quantized_decomposed` ops, the
 from __future__ import annotations
 
 import copy
+import dataclasses
 import operator
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from eguot_sdk.errors import EguotError
+from eguot_sdk.errors import CheckpointError, EguotError
 
 Bits = Literal[8, 16]
 PERCENTILE = 99.99
@@ -122,13 +123,15 @@ class FakeQuant(nn.Module):
 
 
 class QuantConv(nn.Module):
-    """A convolution whose weights are rounded to int8 steps, one scale per output channel (largest weight / 127).
+    """A convolution whose weights are rounded to int8 steps, one scale per output channel.
 
-    Holds the original layer, so its parameters keep their identity and their names inside the network.
+    Scales are `fixed_scale` where set, else largest weight / 127. Holds the original layer, so its parameters keep
+    their identity and their names inside the network.
     """
 
     export_scale: Tensor
     export_zero: Tensor
+    fixed_scale: Tensor | None
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
         super().__init__()
@@ -137,11 +140,14 @@ class QuantConv(nn.Module):
         self.exporting = False
         self.enabled = True
         channels = conv.weight.shape[self.axis]
+        self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("export_scale", torch.ones(channels), persistent=False)
         self.register_buffer("export_zero", torch.zeros(channels, dtype=torch.int64), persistent=False)
 
     def scales(self) -> Tensor:
         """float32 [output channels]. A dead channel gets a step that keeps its bias within int32."""
+        if self.fixed_scale is not None:
+            return self.fixed_scale
         other = [d for d in range(self.conv.weight.ndim) if d != self.axis]
         largest = self.conv.weight.detach().abs().amax(other)
         floor = torch.full_like(largest, 1e-7)
@@ -179,20 +185,28 @@ class QuantConv(nn.Module):
 class QuantState:
     """Everything besides the weights that makes a quantised network: JSON-able, kept beside a checkpoint."""
 
-    bits: Bits
+    bits: Bits | None
+    """Of activations; None: they stay float."""
     activations: dict[str, tuple[float, int]]
     """Name of the quantiser -> scale, zero point."""
+    weights: dict[str, tuple[float, ...]]
+    """Name of the convolution -> scale per output channel."""
     float_layers: tuple[str, ...] = ()
     """Convolutions left in float."""
+
+    def reordered(self, layer: str, order: Sequence[int]) -> QuantState:
+        """The state after the output channels of `layer` were put in another order."""
+        scales = self.weights[layer]
+        return dataclasses.replace(self, weights={**self.weights, layer: tuple(scales[i] for i in order)})
 
 
 class QuantBody(nn.Module):
     """The body of a network with quantisers in it: packed planes [B, 4, h, w] -> [B, 3 * shuffle**2, ...]."""
 
-    def __init__(self, graph: fx.GraphModule, bits: Bits) -> None:
+    def __init__(self, graph: fx.GraphModule, bits: Bits | None) -> None:
         super().__init__()
         self.graph_module = graph
-        self.bits: Bits = bits
+        self.bits: Bits | None = bits
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.graph_module(x)
@@ -212,21 +226,24 @@ class QuantBody(nn.Module):
         return QuantState(
             bits=self.bits,
             activations={n: (float(q.scale), int(q.zero_point)) for n, q in self.quantisers().items()},
+            weights={n: tuple(c.scales().tolist()) for n, c in self.convolutions().items()},
             float_layers=tuple(n for n, c in self.convolutions().items() if not c.enabled),
         )
 
     def load_state(self, state: QuantState) -> None:
-        """Take the scales of `state`. Raises EguotError where it belongs to another network."""
-        quantisers = self.quantisers()
-        if set(state.activations) != set(quantisers) or state.bits != self.bits:
-            odd = sorted(set(state.activations) ^ set(quantisers)) or [f"{state.bits} bits"]
-            raise EguotError(f"quantisation scales do not fit this network ({odd[0]}): quantise the run again")
+        """Take the scales of `state`. Raises CheckpointError where it belongs to another network."""
+        quantisers, convolutions = self.quantisers(), self.convolutions()
+        have = {*quantisers, *((n, len(c.scales())) for n, c in convolutions.items())}
+        want = {*state.activations, *((n, len(scales)) for n, scales in state.weights.items())}
+        if have != want or state.bits != self.bits:
+            odd = min((str(name) for name in have ^ want), default=f"{state.bits} bits")
+            raise CheckpointError(f"quantisation scales do not fit this network ({odd}): quantise the run again")
         for name, (scale, zero_point) in state.activations.items():
             quantisers[name].scale.fill_(scale)
             quantisers[name].zero_point.fill_(zero_point)
-        convolutions = self.convolutions()
-        for name in state.float_layers:
-            convolutions[name].enabled = False
+        for name, conv in convolutions.items():
+            conv.fixed_scale = torch.tensor(state.weights[name], dtype=torch.float32)
+            conv.enabled = name not in state.float_layers
 
     def observe(self, on: bool) -> None:
         """Switch the learning of ranges on or off."""
@@ -260,17 +277,40 @@ class QuantBody(nn.Module):
                 quantiser.exporting = None
 
 
-def quantise_body(net: nn.Module, *, bits: Bits = 8) -> QuantBody:
+class QuantIsp(nn.Module):
+    """A quantised body with the tail shuffle: planes [B, 4, h, w] -> RGB [B, 3, 2h, 2w] in [0, 1]."""
+
+    def __init__(self, body: QuantBody, shuffle: int) -> None:
+        super().__init__()
+        self.body, self.shuffle = body, shuffle
+
+    def forward(self, planes: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.body(planes), self.shuffle)
+
+
+def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     """Put quantisers into `net.body`, ranges not yet learned. The weights are shared with `net`, not copied.
+
+    `bits` of activations; None leaves them float and rounds the weights alone.
 
     `net`: an IspNet. Raises EguotError naming the first op that has no integer form here.
     """
     graph_module = trace_body(net)
     modules = dict(graph_module.named_modules())
-    sites = _activation_sites(graph_module, modules)
+    if bits is not None:
+        _insert_quantisers(graph_module, modules, bits)
+    for path, module in modules.items():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            graph_module.set_submodule(path, QuantConv(module))
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return QuantBody(graph_module, bits).train(net.training)
+
+
+def _insert_quantisers(graph_module: fx.GraphModule, modules: dict[str, nn.Module], bits: Bits) -> None:
     fixed = (1 / 255, -128) if bits == 8 else (1 / 32767, 0)
     holders: dict[str, FakeQuant] = {}
-    for node, name, special in sites:
+    for node, name, special in _activation_sites(graph_module, modules):
         quantiser = holders.get(name)
         if quantiser is None:
             at_edge = special == "edge"
@@ -282,12 +322,6 @@ def quantise_body(net: nn.Module, *, bits: Bits = 8) -> QuantBody:
         with graph_module.graph.inserting_after(node):
             placed = graph_module.graph.call_module(name, (node,))
         node.replace_all_uses_with(placed, delete_user_cb=lambda user, placed=placed: user is not placed)  # type: ignore[misc]
-    for path, module in modules.items():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            graph_module.set_submodule(path, QuantConv(module))
-    graph_module.graph.lint()
-    graph_module.recompile()
-    return QuantBody(graph_module, bits).train(net.training)
 
 
 class _Body(nn.Module):
@@ -338,12 +372,17 @@ def last_convolution(net: nn.Module) -> str:
     raise EguotError("the network's body must end in a convolution, so that its channels can be put in file order")
 
 
+def file_order(block: int) -> list[int]:
+    """Channel of pixel_shuffle order for each channel of DEPTH_TO_SPACE (DCR) order."""
+    return [c * block * block + ij for ij in range(block * block) for c in range(3)]
+
+
 def permute_tail(net: nn.Module, block: int) -> nn.Module:
     """A copy of `net` whose last convolution writes DEPTH_TO_SPACE (DCR) order instead of pixel_shuffle order."""
     twin = copy.deepcopy(net)
     conv = twin.get_submodule(last_convolution(net))
     assert isinstance(conv, nn.Conv2d)
-    order = torch.tensor([c * block * block + ij for ij in range(block * block) for c in range(3)])
+    order = torch.tensor(file_order(block))
     with torch.no_grad():
         conv.weight.copy_(conv.weight[order])
         if conv.bias is not None:

@@ -136,8 +136,8 @@ def run_file(path: Path, stored: NDArray[np.generic]) -> NDArray[np.generic]:
 
     with quietly():
         runtime = open_runtime(path, threads=1)
-    try:
         runtime.resize(*stored.shape[1:3])
+    try:
         results = []
         for tile in stored:
             runtime.input()[0] = tile

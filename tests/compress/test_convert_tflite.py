@@ -19,8 +19,9 @@ from eguot_compress.calibration import load_calibration
 from eguot_compress.cli import convert as command
 from eguot_compress.convert import Converted, convert, plan
 from eguot_compress.convert.tflite import to_tflite
-from eguot_compress.fake_quant import QuantState, calibrate, quantise_body
+from eguot_compress.fake_quant import QuantBody, QuantIsp, calibrate, quantise_body
 from eguot_compress.parity import Difference, planes_as_input, run_file
+from eguot_compress.ptq import post_train
 from eguot_sdk.errors import CheckpointError, EguotError, GateError, OutputError, UsageError
 from eguot_sdk.ingest import dequantise
 from eguot_sdk.ispfile import read_spec
@@ -98,25 +99,25 @@ def test_any_tile(
     net = load_run(run).net
     expected = net(planes).detach()
     if precision == "w8a8":  # ranges were learned from other pictures: compare with the twin
-        body = quantise_body(net)
-        body.load_state(_state_of(run))
-        expected = torch.nn.functional.pixel_shuffle(body(planes).detach(), net.shuffle)
+        expected = QuantIsp(quantised(run), net.shuffle)(planes).detach()
     stored = run_file(path, planes_as_input(planes, spec))
     assert stored.shape == (1, 2 * size[0], 2 * size[1], 3)
     got = torch.from_numpy(dequantise(stored, spec.output)).permute(0, 3, 1, 2)
     assert float((got.clamp(0, 1) - expected.clamp(0, 1)).abs().max()) <= tolerance
 
 
-def _state_of(run: Path) -> QuantState:
+def quantised(run: Path, bits: int | None = 8) -> QuantBody:
+    """The quantised body that `convert` makes of a float run: same seeds, same crops."""
     loaded = load_run(run)
-    body = quantise_body(loaded.net)
-    calibrate(body, load_calibration(loaded.config, None).tiles.split(8))
-    return body.state()
+    net, state = post_train(loaded.net, load_calibration(loaded.config, None).tiles, bits=bits)  # type: ignore[arg-type]
+    body = quantise_body(net, bits=bits)  # type: ignore[arg-type]
+    body.load_state(state)
+    return body
 
 
 def test_the_file_holds_every_scale_exactly(run: Path, files: dict[str, Converted]) -> None:
-    body = quantise_body(load_run(run).net)
-    state = _state_of(run)
+    body = quantised(run)
+    state = body.state()
     _, _, stored = graph_of(files["w8a8"].path)  # type: ignore[arg-type]
     per_tensor = {(s[0], z[0]) for s, z in stored if len(s) == 1}
     assert per_tensor == {(float(np.float32(s)), z) for s, z in state.activations.values()}
@@ -173,7 +174,7 @@ def test_a_sum_and_a_body_at_packed_resolution(tiny: IspNet, tmp_path: Path, pic
                    else TensorSpec(dtype="int16", scale=1 / 32767))  # fmt: skip
     stored = run_file(path, planes_as_input(pictures, spec))
     got = torch.from_numpy(dequantise(stored, spec.input if bits == 8 else TensorSpec())).permute(0, 3, 1, 2)
-    twin = torch.nn.functional.pixel_shuffle(body(pictures).detach(), 2)
+    twin = QuantIsp(body, 2)(pictures).detach()
     found = Difference.between(got, twin)
     assert found.over_2_lsb <= 0.002
     assert found.max_lsb < (4 if bits == 8 else 0.5)

@@ -143,7 +143,7 @@ def test_state_goes_from_one_network_to_an_equal_one(tiny: IspNet, pictures: Ten
 
 def test_state_of_another_network_is_refused(tiny: IspNet) -> None:
     with pytest.raises(EguotError, match="do not fit"):
-        quantise_body(tiny).load_state(QuantState(bits=8, activations={"q_input": (1 / 255, -128)}))
+        quantise_body(tiny).load_state(QuantState(bits=8, activations={"q_input": (1 / 255, -128)}, weights={}))
 
 
 def test_permuted_tail_is_depth_to_space_order(tiny: IspNet, pictures: Tensor) -> None:

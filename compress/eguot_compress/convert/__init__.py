@@ -21,22 +21,26 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
-from eguot_compress.fake_quant import QuantBody, QuantState, calibrate, quantise_body
+from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, quantise_body
 from eguot_compress.parity import Parity, measure, planes_as_input, render, render_file, run_file
+from eguot_compress.ptq import post_train
+from eguot_compress.quant_run import load_scales
 from eguot_sdk.errors import GateError, OutputError, UsageError
 from eguot_sdk.ispfile import embed_spec
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
+from eguot_train.isps.base import IspNet
 
 from .tflite import to_tflite
 
 Format = Literal["tflite"]
 HOLDS: dict[Format, tuple[Precision, ...]] = {"tflite": ("fp32", "fp16", "w8", "w8a8", "w8a16")}
 """Which precisions each format can hold."""
+BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
+"""Bits of activations; None: float."""
 TILE = 256
 """Preferred tile of the files written, packed pixels without the halo."""
 GOLDEN_SIDE = 32
@@ -134,30 +138,27 @@ class _Subject:
         self.net, self.loaded, self.name, self.calibration = loaded.net, loaded, name, calibration
         self.network = render(self.net, calibration.golden)
         self.provenance = _provenance(loaded, run, calibration)
-        self._states: dict[int, QuantState] = {}
+        self.scales = load_scales(run)
+        self._quantised: dict[Precision, tuple[IspNet, QuantState]] = {}
 
-    def state(self, precision: Precision) -> QuantState | None:
-        """Scales learned from the calibration crops; None for precisions with float activations."""
-        if precision not in ("w8a8", "w8a16"):
-            return None
-        bits: Literal[8, 16] = 8 if precision == "w8a8" else 16
-        if bits not in self._states:
-            body = quantise_body(self.net, bits=bits)
-            calibrate(body, torch.split(self.calibration.tiles, 8))
-            self._states[bits] = body.state()
-        return self._states[bits]
-
-    def twin(self, precision: Precision, state: QuantState | None) -> Tensor:
-        """Golden renderings by the torch model with the rounding of `precision`."""
+    def quantised(self, precision: Precision) -> tuple[IspNet, QuantState | None]:
+        """The network as a file of this precision holds it, and its scales; those of a quantised run as they are."""
         if precision in ("fp32", "fp16"):
+            return self.net, None
+        if precision not in self._quantised:
+            if precision == "w8a8" and self.scales is not None:
+                self._quantised[precision] = self.net, self.scales
+            else:
+                self._quantised[precision] = post_train(self.net, self.calibration.tiles, bits=BITS[precision])
+        return self._quantised[precision]
+
+    def twin(self, net: IspNet, state: QuantState | None) -> Tensor:
+        """Golden renderings by the torch model with the same rounding."""
+        if state is None:
             return self.network
-        body = quantise_body(self.net, bits=state.bits if state else 8)
-        if state is None:  # w8: weights only
-            for quantiser in body.quantisers().values():
-                quantiser.enabled = False
-        else:
-            body.load_state(state)
-        return render(_Shuffled(body, self.net.shuffle), self.calibration.golden)
+        body = quantise_body(net, bits=state.bits)
+        body.load_state(state)
+        return render(QuantIsp(body, net.shuffle), self.calibration.golden)
 
     def spec(self, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
@@ -176,17 +177,6 @@ class _Subject:
         )
 
 
-class _Shuffled(nn.Module):
-    """A body with the tail shuffle: planes [B, 4, h, w] -> RGB [B, 3, 2h, 2w]."""
-
-    def __init__(self, body: QuantBody, shuffle: int) -> None:
-        super().__init__()
-        self.body, self.shuffle = body, shuffle
-
-    def forward(self, planes: Tensor) -> Tensor:
-        return F.pixel_shuffle(self.body(planes), self.shuffle)
-
-
 def _write_one(
     subject: _Subject, out: Path, format_: Format, precision: Precision, max_drop_db: float | None
 ) -> Converted:
@@ -194,17 +184,17 @@ def _write_one(
     started = time.monotonic()
     stem = f"{subject.name}.{precision}"
     final, final_golden = out / f"{stem}.{format_}", out / f"{stem}.golden.npz"
-    state = subject.state(precision)
+    net, state = subject.quantised(precision)
     spec = subject.spec(precision)
     side = spec.tile + 2 * spec.halo
     with _workshop(out) as folder:
         path, golden_path = folder / final.name, folder / final_golden.name
-        data = to_tflite(subject.net, precision, side=side, state=state)
+        data = to_tflite(net, precision, side=side, state=state)
         path.write_bytes(embed_spec(data, spec))
         golden_input = planes_as_input(subject.calibration.golden[:1, :, :GOLDEN_SIDE, :GOLDEN_SIDE], spec)
         golden_output = run_file(path, golden_input)
         file = render_file(path, spec, subject.calibration.golden)
-        parity = measure(file, subject.twin(precision, state), subject.network, subject.calibration)
+        parity = measure(file, subject.twin(net, state), subject.network, subject.calibration)
         problem = parity.problem(precision) or _drop_problem(parity, max_drop_db)
         spec = spec.replace(golden=_golden(golden_input, golden_output), metrics=(_metrics(parity),))
         path.write_bytes(embed_spec(data, spec))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eguot_compress.fake_quant import QuantState, float_body, permute_tail, quantise_body
+from eguot_compress.fake_quant import QuantState, file_order, float_body, last_convolution, permute_tail, quantise_body
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 
@@ -22,22 +22,21 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8a8", "w8a16")
 
 
 def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState | None = None) -> bytes:
-    """A .tflite without a spec. `side`: height and width written, packed pixels. `state`: scales, for w8a8 and w8a16.
+    """A .tflite without a spec. `side`: height and width written, packed pixels. `state`: scales of integer precisions.
 
     Raises EguotError when an op of the network cannot be converted, MissingDependency without litert-torch.
     """
     ordered = permute_tail(net, net.shuffle)
     ordered.eval()
-    if precision in ("w8a8", "w8a16"):
-        assert state is not None
+    if state is not None:
         body = quantise_body(ordered, bits=state.bits)
-        body.load_state(state)
+        body.load_state(state.reordered(last_convolution(net), file_order(net.shuffle)))
         with body.exporting():
             data = _litert(body, side, integers=True)
     else:
         data = _litert(float_body(ordered).eval(), side, integers=False)
-        if precision != "fp32":
-            data = _cast_weights(data, precision)
+        if precision == "fp16":
+            data = _half_weights(data)
     return finish_tflite(data, net.shuffle)
 
 
@@ -69,25 +68,20 @@ def _litert(body: object, side: int, *, integers: bool) -> bytes:
             litert_torch.config.show_progress = shown
 
 
-def _cast_weights(data: bytes, precision: Precision) -> bytes:
-    """The float file with fp16 or int8 weights that are turned back to float32 when it is loaded."""
+def _half_weights(data: bytes) -> bytes:
+    """The float file with fp16 weights that are turned back to float32 when it is loaded."""
     with quietly():
-        from ai_edge_quantizer import qtyping, quantizer, recipe
+        from ai_edge_quantizer import qtyping, quantizer
 
         job = quantizer.Quantizer(bytearray(data))
-        if precision == "w8":
-            job.load_quantization_recipe(recipe.weight_only_wi8_afp32())
-        else:
-            job.update_quantization_recipe(
-                regex=".*",
-                operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-                algorithm_key="float_casting",
-                op_config=qtyping.OpQuantizationConfig(
-                    weight_tensor_config=qtyping.TensorQuantizationConfig(
-                        num_bits=16, dtype=qtyping.TensorDataType.FLOAT
-                    ),
-                    compute_precision=qtyping.ComputePrecision.FLOAT,
-                    explicit_dequantize=True,
-                ),
-            )
+        job.update_quantization_recipe(
+            regex=".*",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key="float_casting",
+            op_config=qtyping.OpQuantizationConfig(
+                weight_tensor_config=qtyping.TensorQuantizationConfig(num_bits=16, dtype=qtyping.TensorDataType.FLOAT),
+                compute_precision=qtyping.ComputePrecision.FLOAT,
+                explicit_dequantize=True,
+            ),
+        )
         return bytes(job.quantize(enable_progress_report=False).quantized_model)

@@ -1,0 +1,66 @@
+"""Distillation: a small network learns to render what a trained run renders.
+
+The teacher makes every raw a perfectly aligned pair, so the student needs no truth; where truth is known it counts
+as well. The student ends as a run like any other: convert it, quantise it, or fine-tune it with `qat --teacher`.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from eguot_train.checkpoint import build_isp, load_run
+
+from .finetune import FineTune, fine_tune
+from .material import Folders, Material
+from .quant_run import building, refuse_existing, save_derived
+
+STEPS = 3000
+BATCH = 8
+LR = 1e-3
+EMA = 0.999
+
+
+def distill(
+    teacher: Path,
+    out: Path,
+    *,
+    isp: str,
+    folders: Folders | None = None,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Path:
+    """Train a new `isp` on the renderings of the run `teacher` into the run folder `out`.
+
+    Raises UsageError for an unknown architecture, CheckpointError for a teacher that is not a run.
+    """
+    refuse_existing(out)
+    plan = FineTune(steps=steps, lr=LR, label="distill")
+    loaded = load_run(Path(teacher))
+    loaded.net.requires_grad_(False)
+    torch.manual_seed(seed)
+    student = build_isp(isp)
+    material = Material(loaded, folders or Folders(), seed=seed, batch=BATCH)
+    average = copy.deepcopy(student).requires_grad_(False)
+
+    def after_step(step: int) -> None:
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, now in zip(average.parameters(), student.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
+
+    with building(out) as folder:
+        fine_tune(student, material, loaded.net, plan, folder / "log.jsonl", after_step)
+        config = dataclasses.replace(loaded.config, isp=isp, steps=steps, seed=seed, init=None)
+        made_by = {
+            "command": "distill",
+            "teacher": loaded.config.isp,
+            "steps": steps,
+            "seed": seed,
+            "data": material.hashes,
+        }
+        save_derived(folder, config, average, loaded, made_by, None)
+    return out

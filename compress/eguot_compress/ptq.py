@@ -1,0 +1,184 @@
+"""Post-training quantisation: a float network becomes one whose weights lie on int8 steps, without training.
+
+Plain rounding of these small networks costs dB: the inputs of a convolution are positive and alike, so rounding
+errors of one filter add up to a cast. So weights are rounded one input at a time, and what one rounding broke the
+inputs still to come make good, weighted by how they vary together (GPTQ, Frantar et al. 2022, arXiv 2210.17323);
+then each bias takes up the mean error that is left. Every layer sees the inputs the quantised layers before it make.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eguot_train.checkpoint import load_run
+from eguot_train.isps.base import IspNet
+
+from .calibration import load_calibration
+from .fake_quant import Bits, QuantBody, QuantConv, QuantState, calibrate, quantise_body
+from .material import Folders
+from .quant_run import building, refuse_existing, save_derived
+
+DAMPING = 1e-3
+COLUMNS_PER_TILE = 1024
+BATCH = 8
+
+
+def post_train(net: IspNet, tiles: Tensor, *, bits: Bits | None) -> tuple[IspNet, QuantState]:
+    """A copy of `net` with quantised weights, and the scales. `tiles`: [N, 4, h, w] companded planes.
+
+    `bits` of activations; None leaves them float. Raises EguotError for an op without integer form.
+    """
+    rounded = copy.deepcopy(net).eval()
+    body, exact = quantise_body(rounded, bits=bits), quantise_body(net, bits=None)
+    batches = torch.split(tiles, BATCH)
+    calibrate(body, batches)
+    exact.enable(False)
+    wanted = _mean_outputs(exact, batches)
+    for name, conv in body.convolutions().items():
+        conv.fixed_scale = conv.scales().clone()
+        if isinstance(conv.conv, nn.Conv2d):
+            moments, mean = _input_statistics(body, conv, conv.conv, batches)
+            _round_weights(conv, moments)
+            _correct_bias(conv, mean, wanted[name])
+    return rounded, body.state()
+
+
+def _input_statistics(
+    body: QuantBody, conv: QuantConv, layer: nn.Conv2d, batches: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """Of the inputs of one filter: second moments [groups, K, K] over a sample of places, mean [groups, K] over all."""
+    size = layer.weight[0].numel()
+    moments = torch.zeros(layer.groups, size, size, dtype=torch.float64)
+    mean = torch.zeros(layer.groups, size, dtype=torch.float64)
+    with _watching(conv) as seen:
+        for batch in batches:
+            _run(body, batch)
+            for picture in seen["input"]:
+                columns = F.unfold(_pad(picture[None], layer), layer.kernel_size, layer.dilation, 0, layer.stride)[0]
+                columns = columns.reshape(layer.groups, size, -1)
+                mean += columns.mean(2)
+                sample = columns[..., :: max(1, columns.shape[2] // COLUMNS_PER_TILE) | 1]
+                moments += sample @ sample.mT
+    return moments, mean / sum(len(b) for b in batches)
+
+
+def _pad(picture: Tensor, layer: nn.Conv2d) -> Tensor:
+    if isinstance(layer.padding, str):
+        return picture if layer.padding == "valid" else F.pad(picture, layer._reversed_padding_repeated_twice)
+    rows, cols = layer.padding
+    return F.pad(picture, (cols, cols, rows, rows))
+
+
+def _round_weights(conv: QuantConv, moments: Tensor) -> None:
+    layer, scale = conv.conv, conv.scales()
+    per_group = len(scale) // len(moments)
+    with torch.no_grad():
+        for group, moment in enumerate(moments):
+            rows = slice(group * per_group, (group + 1) * per_group)
+            weight = layer.weight[rows].flatten(1)
+            layer.weight[rows] = round_rows(weight, scale[rows], moment).view_as(layer.weight[rows])
+
+
+def round_rows(weight: Tensor, scale: Tensor, moments: Tensor) -> Tensor:
+    """Weights [O, K] on the steps of `scale` [O] that nearly minimise the output error for inputs of `moments` [K, K].
+
+    float32 [O, K], each value a whole number in -127..127 times its row's scale.
+    """
+    count = weight.shape[1]
+    dead = moments.diagonal() == 0
+    damped = (
+        moments.double()
+        + torch.eye(count, dtype=torch.float64) * max(float(moments.diagonal().mean()), 1e-12) * DAMPING
+    )
+    damped[dead, dead] = 1.0
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    factor = torch.linalg.cholesky(inverse, upper=True)
+    left, step = weight.double().clone(), scale.double()
+    result = torch.empty_like(left)
+    for i in range(count):
+        result[:, i] = torch.clamp(torch.round(left[:, i] / step), -127, 127) * step
+        error = (left[:, i] - result[:, i]) / factor[i, i]
+        left[:, i + 1 :] -= error[:, None] * factor[i, i + 1 :]
+    return result.float()
+
+
+def _correct_bias(conv: QuantConv, mean: Tensor, wanted: Tensor) -> None:
+    """Shift the bias so that the mean output over all places is `wanted` [output channels]."""
+    layer = conv.conv
+    if layer.bias is None:
+        return
+    with torch.no_grad():
+        weight = conv.weight().double().reshape(len(mean), -1, mean.shape[1])
+        found = torch.einsum("gok,gk->go", weight, mean).flatten() + layer.bias.double()
+        layer.bias.add_((wanted - found).float())
+
+
+def _mean_outputs(body: QuantBody, batches: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """[output channels] per convolution: mean over all tiles and places."""
+    totals: dict[str, Tensor] = {}
+    handles = []
+    for name, conv in body.convolutions().items():
+
+        def add(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
+            totals[name] = totals.get(name, torch.zeros(())) + output.double().flatten(2).mean(2).sum(0)
+
+        handles.append(conv.register_forward_hook(add))
+    with torch.no_grad():
+        for batch in batches:
+            body(batch)
+    for handle in handles:
+        handle.remove()
+    count = sum(len(b) for b in batches)
+    return {name: total / count for name, total in totals.items()}
+
+
+class _Enough(Exception):
+    """Stops a forward pass once the layer watched has run."""
+
+
+@contextmanager
+def _watching(conv: QuantConv) -> Iterator[dict[str, Tensor]]:
+    seen: dict[str, Tensor] = {}
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen["input"] = inputs[0]
+        raise _Enough
+
+    handle = conv.register_forward_hook(keep)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _run(body: QuantBody, batch: Tensor) -> None:
+    with torch.no_grad():
+        try:
+            body(batch)
+        except _Enough:
+            return
+
+
+def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int = 0) -> Path:
+    """Post-training quantisation of a run into a new run that `convert --precision w8a8` takes as it is.
+
+    Ranges and moments come from `folders`, else the run's own data, else procedural scenes.
+    """
+    run, folders = Path(run), folders or Folders()
+    refuse_existing(out)
+    loaded = load_run(run)
+    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
+    net, state = post_train(loaded.net, calibration.tiles, bits=8)
+    made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
+    with building(out) as folder:
+        save_derived(folder, dataclasses.replace(loaded.config, steps=loaded.step), net, loaded, made_by, state)
+    return out

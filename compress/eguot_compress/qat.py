@@ -1,0 +1,72 @@
+"""Quantisation-aware training: a float run becomes a run whose weights were trained with the rounding in place.
+
+Starts from post-training quantisation, so the first step is already close. Weight scales stay; activation ranges
+follow the data for the first 60% of the steps and are then frozen. The teacher is the float run itself unless
+another is given; true pictures, where known, pull as well.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from eguot_train.checkpoint import LoadedRun, load_run
+
+from .calibration import load_calibration
+from .fake_quant import QuantIsp, quantise_body
+from .finetune import FineTune, fine_tune
+from .material import Folders, Material
+from .ptq import post_train
+from .quant_run import building, refuse_existing, save_derived
+from .teachers import load_teacher
+
+STEPS = 1500
+BATCH = 8
+LR = 1e-4
+FREEZE_AT = 0.6
+SETTLE_EVERY = 10
+KEEP = 0.9
+"""Share of the old range kept at each settling."""
+
+
+def qat(
+    run: Path,
+    out: Path,
+    *,
+    folders: Folders | None = None,
+    teacher: Path | None = None,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Path:
+    """Fine-tune the int8 form of `run` into the run folder `out`. Raises UsageError, CheckpointError, EguotError."""
+    run, folders = Path(run), folders or Folders()
+    refuse_existing(out)
+    plan = FineTune(steps=steps, lr=LR, label="qat")
+    loaded = load_run(run)
+    guide = load_teacher(teacher, loaded) if teacher is not None else loaded
+    material = Material(loaded, folders, seed=seed, batch=BATCH)
+    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
+    net, state = post_train(loaded.net, calibration.tiles, bits=8)
+    body = quantise_body(net, bits=8)
+    body.load_state(state)
+
+    def after_step(step: int) -> None:
+        if step + 1 < FREEZE_AT * steps and (step + 1) % SETTLE_EVERY == 0:
+            for quantiser in body.quantisers().values():
+                quantiser.settle(keep=KEEP)
+        elif step + 1 >= FREEZE_AT * steps:
+            body.observe(False)
+
+    body.observe(True)
+    with building(out) as folder:
+        fine_tune(QuantIsp(body, net.shuffle), material, guide.net, plan, folder / "log.jsonl", after_step)
+        config = dataclasses.replace(loaded.config, steps=loaded.step + steps, seed=seed)
+        save_derived(folder, config, net, loaded, _made_by(loaded, guide, plan, seed, material), body.state())
+    return out
+
+
+def _made_by(loaded: LoadedRun, guide: LoadedRun, plan: FineTune, seed: int, material: Material) -> dict[str, object]:
+    return {
+        "command": "qat", "steps": plan.steps, "seed": seed, "from_step": loaded.step, "data": material.hashes,
+        "teacher": guide.config.isp if guide is not loaded else "itself",
+    }  # fmt: skip

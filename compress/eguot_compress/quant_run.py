@@ -1,0 +1,97 @@
+"""Run folders of compressed networks: a run like training leaves, plus the scales a w8a8 file must hold.
+
+RUN/quantisation.json   version, bits, scale and zero point of every activation, scales of all weights, layers left
+                        in float, and the checkpoint they belong to. `convert --precision w8a8` takes them as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from eguot_sdk.errors import CheckpointError, OutputError, UsageError
+from eguot_train.checkpoint import LoadedRun, checkpoints, prefixed, save_checkpoint, write_file
+from eguot_train.config import TrainConfig
+
+from .fake_quant import QuantState
+
+FILE = "quantisation.json"
+VERSION = 1
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises UsageError where `out` is there already: results of hours are not overwritten."""
+    if out.exists():
+        raise UsageError(f"{out} exists already; give another --out or delete it")
+
+
+@contextmanager
+def building(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when all went well and is gone otherwise."""
+    refuse_existing(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made a folder ({error.strerror}); give another --out") from error
+    try:
+        yield folder
+        folder.chmod(0o755)
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def save_derived(
+    folder: Path,
+    config: TrainConfig,
+    net: nn.Module,
+    source: LoadedRun,
+    made_by: Mapping[str, Any],
+    state: QuantState | None,
+) -> None:
+    """Write a network derived from `source` as a run into `folder`; `made_by` says how and ends in its provenance."""
+    kept = {"data": source.state.get("data", {}), "made_by": dict(made_by)}
+    if "fixed" in source.state:
+        kept["fixed"] = source.state["fixed"]
+    write_file(folder / "config.json", config.to_json().encode())
+    checkpoint = save_checkpoint(folder, config.steps, prefixed("ema", net.state_dict()), kept)
+    if state is not None:
+        record = {"version": VERSION, "checkpoint": checkpoint.name, **dataclasses.asdict(state)}
+        write_file(folder / FILE, json.dumps(record).encode())
+
+
+def load_scales(run: Path) -> QuantState | None:
+    """The scales of a quantised run; None for a float run. Raises CheckpointError where they are not usable."""
+    path = run / FILE
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text())
+        activations = {str(n): (float(s), int(z)) for n, (s, z) in record["activations"].items()}
+        weights = {str(n): tuple(float(s) for s in scales) for n, scales in record["weights"].items()}
+        state = QuantState(
+            bits=record["bits"], activations=activations, weights=weights, float_layers=tuple(record["float_layers"])
+        )
+        scales = [*(s for s, _ in activations.values()), *(s for channels in weights.values() for s in channels)]
+        usable = record["version"] == VERSION and state.bits == 8
+        usable &= all(math.isfinite(s) and s > 0 for s in scales)
+        usable &= all(-128 <= z <= 127 for _, z in activations.values())
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise CheckpointError(f"{path}: not scales that `eguot-sdk quantize` wrote ({error!r:.80})") from error
+    if not usable:
+        raise CheckpointError(f"{path}: a version or values this eguot-sdk does not know; quantise the run again")
+    found = checkpoints(run)
+    if not found or found[-1].name != record["checkpoint"]:
+        raise CheckpointError(f"{path}: belongs to {record['checkpoint']}, which is not the newest; quantise again")
+    return state

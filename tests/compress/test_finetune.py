@@ -1,0 +1,155 @@
+"""Training with rounding in place and distillation: short real runs, and the parts against their definitions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eguot_compress import qat as qat_module
+from eguot_compress.convert import convert
+from eguot_compress.distill import distill
+from eguot_compress.finetune import confidence, transpose_planes
+from eguot_compress.material import CROP, Folders, Material
+from eguot_compress.qat import qat
+from eguot_compress.quant_run import load_scales
+from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.ingest import pack
+from eguot_train.checkpoint import load_run
+
+
+def test_transposed_planes_are_planes_of_the_transposed_mosaic() -> None:
+    mosaic = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
+    planes = torch.from_numpy(pack(mosaic)).permute(2, 0, 1)[None]
+    expected = torch.from_numpy(pack(np.ascontiguousarray(mosaic.T))).permute(2, 0, 1)[None]
+    assert torch.equal(transpose_planes(planes), expected)
+
+
+class _Constant(nn.Module):
+    def __init__(self, tilt: float) -> None:
+        super().__init__()
+        self.tilt = tilt
+
+    def forward(self, planes: Tensor) -> Tensor:
+        h, w = 2 * planes.shape[2], 2 * planes.shape[3]
+        return (0.5 + self.tilt * torch.linspace(-1, 1, h)[:, None]).expand(len(planes), 3, h, w)
+
+
+def test_a_teacher_that_contradicts_itself_counts_less() -> None:
+    planes = torch.rand(2, 4, 16, 16)
+    for tilt, low, high in ((0.0, 0.999, 1.0), (0.2, 0.0, 0.3)):
+        teacher = _Constant(tilt)
+        weight = confidence(teacher, planes, teacher(planes))
+        assert weight.shape == (2,)
+        assert low <= float(weight.min()) <= float(weight.max()) <= high
+
+
+def test_material_is_a_function_of_seed_and_step(run: Path, pairs: Path) -> None:
+    loaded = load_run(run)
+    one, two = (Material(loaded, Folders(pairs=pairs), seed=s, batch=2) for s in (3, 4))
+    again = Material(loaded, Folders(pairs=pairs), seed=3, batch=2)
+    planes, truth = one.at(5)
+    assert planes.shape == (2, 4, CROP, CROP)
+    assert truth is not None
+    assert truth.shape == (2, 3, 2 * CROP, 2 * CROP)
+    assert torch.equal(planes, again.at(5)[0])
+    assert not torch.equal(planes, two.at(5)[0])
+    assert not torch.equal(planes, one.at(6)[0])
+    assert [s for s, _, _ in one.stream(4)] == [0, 1, 2, 3]
+
+
+def test_folders_that_contradict_each_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not both"):
+        Folders(pairs=tmp_path, raw=tmp_path)
+    with pytest.raises(UsageError, match="needs --raw"):
+        Folders(srgb=tmp_path)
+
+
+def test_photos_need_a_run_with_an_alignment(run: Path, tmp_path: Path, pairs: Path) -> None:
+    from PIL import Image
+
+    from eguot_sdk.pairs import list_pairs
+
+    raws = tmp_path / "raws"
+    raws.mkdir()
+    with pytest.raises(UsageError, match="no usable raw"):
+        Material(load_run(run), Folders(raw=raws, srgb=raws), seed=0, batch=1)
+    Image.fromarray(list_pairs(pairs)[0].truth()).save(raws / "photo.png")
+
+
+def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -> None:
+    out = qat(run, tmp_path / "trained", folders=Folders(pairs=pairs), steps=6, seed=1)
+    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "config.json", "log.jsonl", "quantisation.json"]
+    state = load_scales(out)
+    assert state is not None
+    assert state.activations["q_input"] == (pytest.approx(1 / 255), -128)
+    (result,) = convert(out, tmp_path / "files", precisions=["w8a8"])
+    assert result.problem is None
+    assert result.parity.twin.over_2_lsb <= 0.002
+
+
+def test_qat_takes_a_cast_away(run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = qat_module.post_train
+
+    def tinted(*args: Any, **kwargs: Any) -> Any:
+        net, state = real(*args, **kwargs)
+        with torch.no_grad():
+            net.get_submodule("tail").bias.add_(0.1)
+        return net, state
+
+    monkeypatch.setattr(qat_module, "post_train", tinted)
+    monkeypatch.setattr(qat_module, "LR", 5e-3)
+    monkeypatch.setattr(qat_module, "BATCH", 2)
+    errors = []
+    for steps in (1, 30):
+        out = qat(run, tmp_path / f"s{steps}", folders=Folders(pairs=pairs), teacher=run, steps=steps)
+        lines = (out / "log.jsonl").read_text().splitlines()
+        errors.append(json.loads(lines[-1])["loss"])
+    assert errors[1] < 0.8 * errors[0]
+
+
+def test_qat_is_repeatable(run: Path, pairs: Path, tmp_path: Path) -> None:
+    states = [qat(run, tmp_path / n, folders=Folders(pairs=pairs), steps=3, seed=5) for n in ("a", "b")]
+    assert load_scales(states[0]) == load_scales(states[1])
+    nets = [load_run(s).net.state_dict() for s in states]
+    assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items())
+
+
+def test_a_student_comes_nearer_to_its_teacher(run: Path, pairs: Path, tmp_path: Path) -> None:
+    teacher = load_run(run).net
+    planes, _ = Material(load_run(run), Folders(pairs=pairs), seed=99, batch=4).at(0)
+    target = teacher(planes).detach().clamp(0, 1)
+    errors = []
+    for steps in (1, 60):
+        out = distill(run, tmp_path / f"d{steps}", isp="qisp-s", folders=Folders(pairs=pairs), steps=steps)
+        student = load_run(out)
+        assert student.config.isp == "qisp-s"
+        errors.append(float((student.net(planes).detach() - target).abs().mean()))
+    assert errors[1] < 0.6 * errors[0]
+
+
+def test_what_cannot_be_a_teacher(run: Path, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+    with pytest.raises(CheckpointError):
+        qat(run, tmp_path / "x", teacher=tmp_path, steps=1)
+    camera = make_run(tmp_path / "camera", color_input="camera")
+    with pytest.raises(UsageError, match="must take the same"):
+        qat(run, tmp_path / "x", teacher=camera, steps=1)
+    with pytest.raises(UsageError, match="unknown ISP"):
+        distill(run, tmp_path / "x", isp="resnet", steps=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_failure_leaves_no_folder(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(qat_module, "fine_tune", broken)
+    with pytest.raises(KeyboardInterrupt):
+        qat(run, tmp_path / "out", steps=1)
+    assert list(tmp_path.iterdir()) == []
