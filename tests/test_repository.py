@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import tomllib
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ def test_the_extras_are_those_that_messages_name() -> None:
 def test_every_direct_dependency_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {normal(line.split("==")[0]) for line in lines if "==" in line and not line.startswith("#")}
-    wanted = [r for requirements in PROJECT["optional-dependencies"].values() for r in requirements] + PROJECT[
-        "dependencies"
-    ]
+    wanted = [*PROJECT["dependencies"], *chain.from_iterable(PROJECT["optional-dependencies"].values())]
     names = {normal(re.split(r"[<>=;\[ ]", r)[0]) for r in wanted if "armv7l' and" not in r}
     assert not names - pins
 
