@@ -40,7 +40,6 @@ from .checkpoint import (
 from .config import TrainConfig
 from .cost import Cost
 from .data.batches import Batch, Batches, Sources, load_sources, pictures
-from .data.crops import PhotoCrops
 from .losses import pair_loss, supervised_loss
 from .potential import Potential, gradient_penalty
 from .psi import Psi
@@ -48,6 +47,8 @@ from .reference import Alignment, Reference, fit_alignment
 from .render import frame_planes, render_frame
 from .sheet import save_sheet
 
+DEFAULT_RUN = Path(__file__).parent / "models" / "default"
+"""The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
 LOG_EVERY = 10
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (0.01, 100.0)
@@ -89,14 +90,18 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
         raise UsageError(f"{out.name}: its data folders have changed since it started; restore them or start a new run")
 
     torch.manual_seed(config.seed)
-    net, ema, potential = build_isp(config.isp), build_isp(config.isp), Potential(config.potential_width, config.potential_reduce)
+    net, ema, potential = (
+        build_isp(config.isp),
+        build_isp(config.isp),
+        Potential(config.potential_width, config.potential_reduce),
+    )
     if config.init is not None:
         load_weights(net, load_init(config), config.init)
     ema.load_state_dict(net.state_dict())
     fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
-        module.to(device, memory_format=torch.channels_last)
+        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
     ema.requires_grad_(False)
     opt_net = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
@@ -145,7 +150,9 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
     return out
 
 
-def _open_run(config: TrainConfig, out: Path, resume: bool) -> tuple[TrainConfig, int, dict[str, Tensor], dict[str, Any]]:
+def _open_run(
+    config: TrainConfig, out: Path, resume: bool
+) -> tuple[TrainConfig, int, dict[str, Tensor], dict[str, Any]]:
     """Create the run folder, or find where to go on: config, first step, checkpoint tensors and state."""
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -167,7 +174,7 @@ def _open_run(config: TrainConfig, out: Path, resume: bool) -> tuple[TrainConfig
 
 def load_init(config: TrainConfig) -> dict[str, Tensor]:
     """EMA weights of the run named by `config.init`, checked to be of the same architecture and colour input."""
-    run = load_run(Path(str(config.init)))
+    run = load_run(DEFAULT_RUN if config.init == "default" else Path(str(config.init)))
     if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
         raise UsageError(
             f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "
@@ -184,7 +191,8 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     alignment = fit_alignment(source, target, weighted=config.weighted_alignment)
     count = replace(config, pseudo=0.0, batch=32, mode="unpaired")
     batch = Batches(count, sources, alignment).at(-1 & 0x7FFFFFFF)
-    assert batch.raw_v is not None and batch.target is not None
+    assert batch.raw_v is not None
+    assert batch.target is not None
     references = Reference(alignment)(batch.raw_v)
     cost = Cost(config.cost_strength, config.cost_weights).calibrate(references, batch.target)
     with torch.no_grad():
@@ -193,7 +201,7 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
 
 
 def colour_samples(config: TrainConfig, sources: Sources) -> tuple[Tensor, Tensor]:
-    """Colours [N, 3] of the unaligned R(raws) and of the targets: means over 8x8 output pixels, at most 400 a picture."""
+    """Colours [N, 3] of the unaligned R(raws) and of the targets: 8x8 means of output pixels, at most 400 a picture."""
     rng = np.random.default_rng(config.seed)
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for frame in sources.frames:
@@ -344,7 +352,9 @@ def _map_step(
     optimizer.step()
 
 
-def _set_rates(config: TrainConfig, step: int, opt_net: torch.optim.Optimizer, opt_potential: torch.optim.Optimizer) -> None:
+def _set_rates(
+    config: TrainConfig, step: int, opt_net: torch.optim.Optimizer, opt_potential: torch.optim.Optimizer
+) -> None:
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
     for optimizer, rate, floor in ((opt_net, config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)):
         for group in optimizer.param_groups:
@@ -382,7 +392,9 @@ def _to(batch: Batch, device: torch.device) -> Batch:
 
 def validate(net: Any, config: TrainConfig) -> float:
     """Mean PSNR in dB of a network over the pairs of `config.val`."""
-    scores = [psnr(render_frame(net, p.frame(), config.color_input), p.truth()) for p in list_pairs(Path(str(config.val)))]
+    scores = [
+        psnr(render_frame(net, p.frame(), config.color_input), p.truth()) for p in list_pairs(Path(str(config.val)))
+    ]
     return float(np.mean(scores))
 
 
@@ -399,13 +411,16 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
         y, x = y - y % 2, x - x % 2
         row = [_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
         if not config.unpaired:
-            top, left = max(0, frame.height - side) // 2, max(0, frame.width - side) // 2
-            row.append(sources.pairs[i].truth()[top : top + side, left : left + side])
+            row.append(_middle(sources.pairs[i].truth(), side))
         rows.append(row)
     if sources.photos:
-        crops = PhotoCrops(sources.photos, min(side, *(min(p.shape[:2]) for p in sources.photos)) // 2)
-        rows.append([crops.sample(np.random.default_rng([config.seed, i]))[0] for i in range(3)])
+        rows.append([_middle(photo, side) for photo in sources.photos[:3]])
     return rows
+
+
+def _middle(picture: np.ndarray, side: int) -> np.ndarray:
+    top, left = max(0, picture.shape[0] - side) // 2, max(0, picture.shape[1] - side) // 2
+    return picture[top : top + side, left : left + side]
 
 
 def _uint8(rgb: Tensor) -> np.ndarray:
@@ -441,10 +456,14 @@ class RunLog:
             self.write(step, means)
             self._sums, self._count = {}, 0
             if self._bar is not None:
-                self._bar.set_postfix({k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")})
+                self._bar.set_postfix(
+                    {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
+                )
             elif step % (25 * LOG_EVERY) == 0 or step == self._steps:
                 rate = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
-                shown = "  ".join(f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss"))
+                shown = "  ".join(
+                    f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss")
+                )
                 self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s  {shown}")
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -1,0 +1,103 @@
+"""The recipe of the default ISP that ships with the SDK: any Bayer camera in, one pleasant look out.
+
+Photos anyone may use (examples/photos) and procedural scenes are shot by hundreds of synthetic cameras, all of the
+same house look, so the network learns demosaicing, noise and tone for cameras it never saw; white balance and
+camera matrix are ingest's. The photos that `split.json` names as `test` are left out and scored afterwards.
+
+    python -m eguot_train.default_isp --out runs/default     # train; writes runs/default-pairs and runs/default-shipped
+    eguot-sdk convert runs/default-shipped/default --format tflite --precision w8a8 --out sdk/eguot_sdk/models \
+        --calibration runs/default-pairs/train
+
+`eguot-sdk train --init default` starts from the float network, which ships as the run folder `models/default` here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from eguot_sdk.errors import EguotError
+from eguot_sdk.ingest import RED_AT
+from eguot_sdk.pairs import write_pair
+
+from .checkpoint import load_run, prefixed, save_checkpoint, write_file
+from .data.crops import load_photo
+from .data.scenes import make_scene
+from .data.synth import Look, SynthCamera
+from .recipes import for_machine
+from .trainer import train
+
+HOUSE_LOOK = Look(lift=0.45, contrast=0.35, saturation=1.1, hue=0.0)
+HOUSE_EXPOSURE = 0.88
+"""With the look: a middle grey of 0.18 comes out at 0.26 linear, as cameras of the time and of today render it."""
+CAMERAS_PER_PHOTO = 3
+SCENES = 60
+
+
+def house_camera(seed: int) -> SynthCamera:
+    """The camera of a seed, phase and all, with the house look."""
+    cfa = tuple(RED_AT)[seed % 4]
+    return dataclasses.replace(SynthCamera.from_seed(seed, cfa), look=HOUSE_LOOK, exposure=HOUSE_EXPOSURE)
+
+
+def house_pictures(photos: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Photos of the named parts of `split.json`, cropped to even size."""
+    split = json.loads((photos / "split.json").read_text())
+    for part in parts:
+        for name in split[part]:
+            photo = load_photo(photos / name)
+            yield Path(name).stem, photo[: photo.shape[0] // 2 * 2, : photo.shape[1] // 2 * 2]
+
+
+def make_pairs(photos: Path, out: Path) -> None:
+    """Write OUT/train and OUT/test: pairs folders of synthetic cameras. A camera is drawn anew for every picture."""
+    for part, parts, cameras in (("train", ("raw", "srgb"), CAMERAS_PER_PHOTO), ("test", ("test",), 1)):
+        folder = out / part
+        folder.mkdir(parents=True)
+        for name, picture in house_pictures(photos, parts):
+            for take in range(cameras):
+                camera = house_camera(zlib.crc32(f"{part}/{name}/{take}".encode()))
+                write_pair(folder, f"{name}_{take}", camera.shoot(picture, name), picture)
+    for seed in range(SCENES):
+        picture = make_scene(seed, 480, 640)
+        write_pair(out / "train", f"scene_{seed:03d}", house_camera(seed).shoot(picture, f"scene_{seed}"), picture)
+
+
+def strip_run(run: Path, out: Path) -> None:
+    """Copy a run's EMA weights and config, without folders, optimisers and logs: what ships."""
+    loaded = load_run(run)
+    config = dataclasses.replace(loaded.config, pairs=None, val=None)
+    out.mkdir(parents=True)
+    write_file(out / "config.json", config.to_json().encode())
+    save_checkpoint(out, loaded.step, prefixed("ema", loaded.net.state_dict()), {"data": loaded.state["data"]})
+
+
+@click.command()
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder; its pairs lie beside it.")
+@click.option("--steps", type=click.IntRange(min=1), default=8000, show_default=True)
+@click.option("--resume", is_flag=True)
+def main(photos: Path, out: Path, steps: int, resume: bool) -> None:
+    """Make the pairs beside OUT (OUT-pairs) and train."""
+    pairs = out.with_name(out.name + "-pairs")
+    try:
+        if not pairs.exists():
+            make_pairs(photos, pairs)
+        config = for_machine(
+            "supervised", pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=2000
+        )
+        train(config, out, resume=resume)
+        strip_run(out, out.with_name(out.name + "-shipped") / "default")
+    except EguotError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
