@@ -1,0 +1,1 @@
+"""Training of camera ISPs by unbalanced optimal transport, with or without pairs."""

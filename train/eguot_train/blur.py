@@ -1,4 +1,4 @@
-"""Separable Gaussian and box filters as two matrix products, several times faster than depthwise convolutions on a CPU."""
+"""Separable Gaussian and box filters as matrix products, on a CPU several times faster than depthwise convolutions."""
 
 from __future__ import annotations
 

@@ -12,15 +12,23 @@ import click
 @click.command()
 @click.argument("mode", type=click.Choice(["unpaired", "paired", "mixed", "supervised"]))
 @click.option("--raw", type=click.Path(path_type=Path), help="Folder of raws (unpaired, mixed).")
-@click.option("--srgb", type=click.Path(path_type=Path), help="Folder of photos with the look you want (unpaired, mixed).")
+@click.option(
+    "--srgb", type=click.Path(path_type=Path), help="Folder of photos with the look you want (unpaired, mixed)."
+)
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs (paired, mixed, supervised).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create.")
 @click.option("--isp", help="Architecture, one of `eguot-sdk isps`.  [default: qisp-s]")
-@click.option("--steps", type=click.IntRange(min=1), help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]",
+)
 @click.option("--seed", type=int, help="Seed of weights and batches.  [default: 0]")
 @click.option("--val", type=click.Path(path_type=Path), help="Folder of pairs to score along the way.")
 @click.option("--init", help="Run to start from, or `default` for the network behind the default ISP.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable."
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --out with its own config.")
 def train(
     mode: Any,
@@ -47,7 +55,9 @@ def train(
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
-    fields = {key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None}
+    fields = {
+        key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None
+    }
     config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
     click.echo(f"trained {out}", err=True)

@@ -86,7 +86,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
-        for key in ("steps", "batch", "crop", "checkpoint_every", "val_every", "sheet_every", "r1_every", "potential_width", "potential_reduce"):
+        for key in (
+            "steps",
+            "batch",
+            "crop",
+            "checkpoint_every",
+            "val_every",
+            "sheet_every",
+            "r1_every",
+            "potential_width",
+            "potential_reduce",
+        ):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1, not {getattr(self, key)}")
         if self.crop % 2 or self.crop < 24:

@@ -34,7 +34,7 @@ def low_pass(rgb: Tensor) -> Tensor:
 
 
 def normalised_luma(rgb: Tensor, scale: int) -> Tensor:
-    """Luma reduced by `scale`, minus its local mean, over its local deviation (15x15 windows): blind to tone and colour."""
+    """Luma reduced by `scale`, minus its local mean, over its local deviation (15x15): blind to tone and colour."""
     y = F.avg_pool2d(luma(rgb), scale)
     mean, square = box(y, STRUCTURE_WINDOW), box(y * y, STRUCTURE_WINDOW)
     deviation = (square - mean * mean).clamp(min=1e-8).sqrt()

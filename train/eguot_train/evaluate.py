@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from eguot_sdk.errors import MissingDependency, UsageError
 from eguot_sdk.evaluation import Evaluation, Render, evaluate
 from eguot_sdk.isp import ISP
@@ -39,10 +41,14 @@ def run_render(run: Path) -> Render:
 def file_render(model: str | Path) -> Render:
     """How an ISP file renders, through its real runtime. Raises UsageError, IspFileError."""
     if str(model) == DEFAULT and not Path(model).exists():
-        return ISP.load().process
+        return _eight_bits(ISP.load())
     if not Path(model).is_file():
         raise UsageError(f"{model}: no such run folder or ISP file; give a folder of `train`, a .tflite or `{DEFAULT}`")
-    return ISP.load(model).process
+    return _eight_bits(ISP.load(model))
+
+
+def _eight_bits(isp: ISP) -> Render:
+    return lambda frame: isp.process(frame).astype(np.uint8, copy=False)
 
 
 def csv_path(model: str | Path, pairs: Path, out: Path | None) -> Path:

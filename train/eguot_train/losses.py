@@ -17,6 +17,7 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """[B] SSIM with Gaussian 11x11 windows, sigma 1.5, per channel, range 1, no padding."""
+
     def blur(image: Tensor) -> Tensor:
         return gaussian(image, 1.5, 5, "crop")
 

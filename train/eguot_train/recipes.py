@@ -17,8 +17,8 @@ def for_machine(mode: Mode, **fields: Any) -> TrainConfig:
     """Defaults of a mode on this machine; `fields` override single values."""
     if torch.cuda.is_available():
         gpu: dict[str, Any] = {
-            "device": "cuda", "batch": 32, "crop": 128, "potential_width": 64, "potential_reduce": 1, "steps": 100_000, "lr": 5e-4,
-            "checkpoint_every": 1000, "val_every": 2000, "sheet_every": 5000,
+            "device": "cuda", "batch": 32, "crop": 128, "potential_width": 64, "potential_reduce": 1,
+            "steps": 100_000, "lr": 5e-4, "checkpoint_every": 1000, "val_every": 2000, "sheet_every": 5000,
         }  # fmt: skip
         return TrainConfig(mode=mode, **{**gpu, **fields})
     return TrainConfig(mode=mode, **fields)

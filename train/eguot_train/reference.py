@@ -87,7 +87,9 @@ class Reference:
         return F.interpolate(aligned, scale_factor=2, mode="bilinear", align_corners=False)
 
 
-def fit_alignment(source: Tensor, target: Tensor, *, weighted: bool = True, target_weights: Tensor | None = None) -> Alignment:
+def fit_alignment(
+    source: Tensor, target: Tensor, *, weighted: bool = True, target_weights: Tensor | None = None
+) -> Alignment:
     """Alignment from colour samples [N, 3] of R(raws) to samples [M, 3] of target photos, both gamma space.
 
     `weighted`: refine with unbalanced-transport weights. `target_weights` [M]: prior weights, e.g. w(y).
@@ -167,7 +169,9 @@ def _moments(chroma: Tensor, weights: Tensor) -> NDArray[np.float64]:
     return np.asarray(moments + 1e-6 * np.eye(2))
 
 
-def _fit_tone(y_source: NDArray[np.float32], y_target: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def _fit_tone(
+    y_source: NDArray[np.float32], y_target: NDArray[np.float32], a: NDArray[np.float32], b: NDArray[np.float32]
+) -> NDArray[np.float64]:
     """A monotone cubic through matching weighted quantiles, softly tied to black -> black and white -> white."""
     levels = np.linspace(0.01, 0.99, 99)
     xs, ys = _quantiles(y_source, a, levels), _quantiles(y_target, b, levels)
@@ -183,7 +187,9 @@ def _fit_tone(y_source: NDArray[np.float32], y_target: NDArray[np.float32], a: N
     return np.concatenate([[curve[0]], curve[0] + np.cumsum(steps)])
 
 
-def _quantiles(values: NDArray[np.float32], weights: NDArray[np.float32], levels: NDArray[np.float64]) -> NDArray[np.float64]:
+def _quantiles(
+    values: NDArray[np.float32], weights: NDArray[np.float32], levels: NDArray[np.float64]
+) -> NDArray[np.float64]:
     order = np.argsort(values)
     cumulative = np.cumsum(weights[order], dtype=np.float64)
     return np.interp(levels, (cumulative - 0.5 * weights[order]) / cumulative[-1], values[order])

@@ -15,7 +15,9 @@ from .data.crops import float_spec
 from .isps import IspNet
 
 
-def frame_planes(frame: RawFrame, color_input: ColorInput, margin: int, multiple: int) -> tuple[Tensor, tuple[int, int]]:
+def frame_planes(
+    frame: RawFrame, color_input: ColorInput, margin: int, multiple: int
+) -> tuple[Tensor, tuple[int, int]]:
     """Ingested frame [1, 4, h, w] with `margin` reflected packed pixels around it, sides rounded up to `multiple`.
 
     Also the row and column of the frame's first pixel in output pixels.

@@ -23,10 +23,13 @@ Planes = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
 RAW_SUFFIXES = frozenset(
-    ".3fr .ari .arw .bay .cr2 .cr3 .crw .dcr .dng .erf .fff .iiq .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef .qtk "
-    ".raf .raw .rw2 .rwl .sr2 .srf .srw .x3f".split()
+    f".{suffix}"
+    for suffix in (
+        *("3fr", "ari", "arw", "bay", "cr2", "cr3", "crw", "dcr", "dng", "erf", "fff", "iiq", "k25", "kdc", "mef"),
+        *("mos", "mrw", "nef", "nrw", "orf", "pef", "qtk", "raf", "raw", "rw2", "rwl", "sr2", "srf", "srw", "x3f"),
+    )
 )
-PHOTO_SUFFIXES = frozenset(".jpg .jpeg .png .tif .tiff .webp".split())
+PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"))
 MAX_PHOTO_PIXELS = 200_000_000
 
 
@@ -52,14 +55,26 @@ def load_raws(folder: Path) -> tuple[list[RawFrame], list[str]]:
 
 
 def load_photo(path: Path) -> Picture:
-    """An upright sRGB photo, uint8 [H, W, 3]."""
+    """An upright sRGB photo, uint8 [H, W, 3]. Raises UsageError on whatever is wrong with the file."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PHOTO_PIXELS:
                 raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most 200 megapixels)")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path.name} is not a readable photo ({error})") from error
+            if image.mode == "F":
+                raise UsageError(f"{path.name}: floating-point photos have no agreed range; save it with 8 or 16 bits")
+            return _eight_bit_rgb(ImageOps.exif_transpose(image))
+    except UsageError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{path.name} is not a readable photo ({reason:.120})") from error
+
+
+def _eight_bit_rgb(image: Image.Image) -> Picture:
+    if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
+        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) * 255 + 32767) // 65535
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def load_photos(folder: Path) -> tuple[list[Picture], list[str], list[str]]:

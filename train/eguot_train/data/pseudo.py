@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def estimate_noise(frame: RawFrame) -> Noise:
     variance, level = variance[usable], level[usable]
     edges = np.quantile(level, np.linspace(0, 1, NOISE_BINS + 1))
     xs, ys = [], []
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         inside = (level >= low) & (level <= high)
         xs.append(level[inside].mean())
         ys.append(np.quantile(variance[inside], 0.1) / 0.75)

@@ -117,8 +117,8 @@ def _paint_leaf(rng: np.random.Generator, scene: Float32, radius: float, palette
     angle, aspect = rng.uniform(0, math.pi), rng.uniform(0.35, 1.0)
     y = np.arange(top - cy, bottom - cy, dtype=np.float32)[: bottom - top, None]
     x = np.arange(left - cx, right - cx, dtype=np.float32)[None, : right - left]
-    u = (x * math.cos(angle) + y * math.sin(angle)) / np.float32(radius)
-    v = (y * math.cos(angle) - x * math.sin(angle)) / np.float32(radius * aspect)
+    u = ((x * math.cos(angle) + y * math.sin(angle)) / np.float32(radius)).astype(np.float32, copy=False)
+    v = ((y * math.cos(angle) - x * math.sin(angle)) / np.float32(radius * aspect)).astype(np.float32, copy=False)
     kind = rng.random()
     if kind < 0.5:
         distance = np.sqrt(u * u + v * v)

@@ -279,16 +279,6 @@ def photo_names(folder: Path) -> dict[str, Path]:
     return {p.stem if stems[p.stem] == 1 else "_".join(p.relative_to(folder).parts): p for p in paths}
 
 
-def _load(path: Path) -> UInt8:
-    try:
-        return load_photo(path)
-    except EguotError:
-        raise
-    except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise EguotError(f"{path.name} is not a readable photo ({reason:.120})") from error
-
-
 @dataclass(frozen=True)
 class SynthResult:
     """What `synth_folder` did: names written, and one line for each file that failed."""
@@ -308,7 +298,7 @@ def synth_folder(
     camera = SynthCamera.from_seed(seed, cfa)
     sources: dict[str, Callable[[], UInt8]] = {}
     for name, path in (photo_names(srgb) if srgb else {}).items():
-        sources[name] = partial(_load, path)
+        sources[name] = partial(load_photo, path)
     for i in range(scenes):
         sources[f"scene_{i:05d}"] = partial(make_scene, i, *SCENE_SIZE)
     if not sources:
