@@ -124,6 +124,7 @@ def make_split() -> dict[str, list[str]]:
 
 
 def write_licenses(rows: list[str]) -> None:
+    """Say beside the photos where each is from."""
     text = f"""# Photos
 
 From {REPOSITORY} on GitHub, commit {COMMIT}, whose README says: "{GRANT}"
@@ -138,6 +139,7 @@ The sha256 is that of the file reduced: the photo at 1024 px, upright, JPEG qual
 
 
 def main() -> None:
+    """Reduce the photos of SOURCES and write down their provenance."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--photos", type=Path, required=True)
     photos = parser.parse_args().photos

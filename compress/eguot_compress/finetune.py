@@ -66,7 +66,7 @@ def fine_tune(
             if not math.isfinite(value):
                 raise EguotError(f"{plan.label}: the loss is {value} at step {step}; start from another run or seed")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             if after_step is not None:

@@ -136,7 +136,7 @@ def linear_luts(frame: RawFrame, gains: tuple[float, float, float], exposure: fl
 
 
 def mix_and_compand(cells: Array, mix: Float32 | None, exponent: float = 1 / GAMMA) -> Float32:
-    """Balanced linear cells [..., 4] -> companded float32 [..., 4]; `mix` from `cell_mix`, or None for camera colour."""
+    """Balanced linear cells [..., 4] -> companded float32 [..., 4]; `mix` of `cell_mix`, None for camera colour."""
     if mix is not None:
         cells = cells @ mix
     return compand(cells, exponent)
@@ -243,7 +243,8 @@ def quantise(companded: Array, spec: TensorSpec) -> Array:
         return np.asarray(companded, np.float32)
     limits = np.iinfo(spec.dtype)
     stored = np.rint(np.asarray(companded, np.float64) / spec.scale) + spec.zero_point
-    return np.clip(stored, limits.min, limits.max).astype(spec.dtype)
+    saturated: Array = np.clip(stored, limits.min, limits.max).astype(spec.dtype)
+    return saturated
 
 
 def dequantise(stored: Array, spec: TensorSpec) -> Float32:

@@ -182,7 +182,7 @@ def _strict(cls: type, data: object, where: str) -> dict[str, Any]:
             raise IspFileError(f"{where}: key {name!r} is missing")
         kinds = _KINDS.get(str(f.type).replace('"', "'"))
         if name in data and kinds:
-            value = data[name]
+            value: Any = data[name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise IspFileError(f"{where}: {name} must be {f.type}, not {value!r:.80}")
             item: type | None = {"tuple[str, ...]": str, "tuple[int, ...]": int}.get(str(f.type))
