@@ -151,7 +151,7 @@ class IspSpec:
         return dataclasses.replace(self, **changes)
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_KINDS: dict[str, tuple[Any, ...]] = {
     "str": (str,),
     "int": (int,),
     "float": (int, float),
@@ -182,7 +182,7 @@ def _strict(cls: type, data: object, where: str) -> dict[str, Any]:
             raise IspFileError(f"{where}: key {name!r} is missing")
         kinds = _KINDS.get(str(f.type).replace('"', "'"))
         if name in data and kinds:
-            value: Any = data[name]
+            value = data[name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise IspFileError(f"{where}: {name} must be {f.type}, not {value!r:.80}")
             item: type | None = {"tuple[str, ...]": str, "tuple[int, ...]": int}.get(str(f.type))
