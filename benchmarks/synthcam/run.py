@@ -1,0 +1,211 @@
+"""The evidence on a synthetic camera: every row of the README's table, by one resumable command.
+
+    python benchmarks/synthcam/run.py --out runs/synthcam                     # rows of the README
+    python benchmarks/synthcam/run.py --out runs/synthcam --rows supervised,pseudo --steps 500
+
+Photos are split by scene into raw scenes, target scenes and test scenes; a synthetic camera (its seed is the split's
+number) shoots the first and the last. Protocols: `disjoint`, no scene on two sides; `shuffled`, raws and targets show
+the same scenes, unaligned (the field's). Test scenes are never shared, and nothing is chosen by them. A row that
+has its result is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from eguot_sdk.evaluation import evaluate
+from eguot_sdk.isp import ISP
+from eguot_sdk.pairs import Pair, list_pairs
+from eguot_sdk.raw import RawFrame
+from eguot_train.checkpoint import load_run
+from eguot_train.config import Mode, TrainConfig
+from eguot_train.data.batches import load_sources
+from eguot_train.data.synth import synth_folder
+from eguot_train.recipes import for_machine
+from eguot_train.reference import Alignment, Reference, fit_alignment
+from eguot_train.render import frame_planes, render_frame, to_uint8
+from eguot_train.trainer import colour_samples, train
+
+Render = Callable[[RawFrame], np.ndarray]
+METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a training mode with settings, and what it shows."""
+
+    mode: Mode
+    settings: tuple[str, ...]
+    shows: str
+
+
+ROWS: dict[str, Row] = {
+    "pseudo": Row("unpaired", ("transport=0",), "unpaired, transport off (pseudo-pairs only)"),
+    "unpaired": Row("unpaired", (), "**unpaired**"),
+    "balanced": Row("unpaired", ("psi_target=linear",), "unpaired, balanced transport"),
+    "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, unweighted alignment"),
+    "paircost": Row("paired", ("transport=0",), "pair cost alone"),
+    "paired": Row("paired", (), "paired"),
+    "mixed": Row("mixed", (), "mixed (all raw scenes also as pairs)"),
+    "supervised": Row("supervised", (), "supervised"),
+}
+DEFAULT_ROWS = ("pseudo", "unpaired", "supervised")
+
+
+def make_data(photos: Path, out: Path, protocol: str, split: int) -> None:
+    """OUT/train/{raw,pairs}, OUT/srgb and OUT/test/pairs for one protocol and split."""
+    names = json.loads((photos / "split.json").read_text())
+    parts = {key: list(names[key]) for key in ("raw", "srgb", "test")}
+    if split > 0:  # split 0 is the committed one
+        pool = sorted(n for part in parts.values() for n in part)
+        order = np.random.default_rng(split).permutation(len(pool))
+        sizes = [len(parts["raw"]), len(parts["srgb"])]
+        cut = np.split(order, np.cumsum(sizes))
+        parts = {key: [pool[i] for i in index] for key, index in zip(parts, cut, strict=True)}
+    if protocol == "shuffled":
+        parts["raw"] = parts["srgb"] = parts["raw"] + parts["srgb"]
+    building = out.with_name(out.name + ".part")
+    shutil.rmtree(building, ignore_errors=True)
+    for key, files in parts.items():
+        folder = building / "photos" / key
+        folder.mkdir(parents=True)
+        for name in files:
+            shutil.copy(photos / name, folder / name)
+    synth_folder(building / "train", srgb=building / "photos" / "raw", seed=split)
+    synth_folder(building / "test", srgb=building / "photos" / "test", seed=split)
+    building.rename(out)
+
+
+def reference_render(config: TrainConfig, alignment: Alignment) -> Render:
+    """R(x) as a rendering of frames."""
+    reference = Reference(alignment)
+
+    def render(frame: RawFrame) -> np.ndarray:
+        planes, (y, x) = frame_planes(frame, config.color_input, 2, 1)
+        return to_uint8(reference(planes)[0, :, y : y + frame.height, x : x + frame.width])
+
+    return render
+
+
+def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
+    """Means over the test pairs."""
+    return evaluate(render, pairs, label=label).summary()
+
+
+def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed: int) -> None:
+    """Train (or only render) one row and write its result; a finished row is left alone."""
+    result_path = out / "result.json"
+    if result_path.is_file():
+        return
+    pairs = list_pairs(data / "test" / "pairs")
+    folders = {
+        "unpaired": {"raw": data / "train" / "raw", "srgb": data / "photos" / "srgb"},
+        "supervised": {"pairs": data / "train" / "pairs"},
+    }
+    folders["paired"], folders["mixed"] = folders["supervised"], folders["unpaired"] | folders["supervised"]
+    mode = ROWS[name].mode if name in ROWS else "unpaired"
+    fields: dict[str, Any] = {key: str(path) for key, path in folders[mode].items()} | {"isp": isp, "seed": seed}
+    if steps is not None:
+        fields["steps"] = steps
+    config = for_machine(mode, **fields)
+    started = time.monotonic()
+    if name in ("reference", "aligned"):
+        alignment = Alignment()
+        if name == "aligned":
+            alignment = fit_alignment(*colour_samples(config, load_sources(config)))
+        result = score(reference_render(config, alignment), pairs, name)
+    else:
+        config = config.with_settings(ROWS[name].settings)
+        run = out / "run"
+        train(config, run, resume=run.exists())
+        net = load_run(run).net
+        result = score(lambda frame: render_frame(net, frame, config.color_input), pairs, name)
+    out.mkdir(parents=True, exist_ok=True)
+    record = {"row": name, "isp": isp, "steps": config.steps, "seed": seed, "seconds": time.monotonic() - started}
+    result_path.write_text(json.dumps({**record, **result, "config": asdict(config)}, indent=1))
+
+
+def file_row(source: Path, out: Path, data: Path) -> None:
+    """The int8 file of a trained row, through its real runtime."""
+    result_path = out / "result.json"
+    if result_path.is_file():
+        return
+    from eguot_compress.convert import convert
+
+    convert(source / "run", out, formats=("tflite",), precisions=("w8a8",), calibration=data / "train" / "raw")
+    with ISP.load(out / "run.w8a8.tflite") as isp:
+        result = score(isp.process, list_pairs(data / "test" / "pairs"), "w8a8")
+    record = json.loads((source / "result.json").read_text())
+    result_path.write_text(json.dumps({**record, **result, "row": "w8a8"}, indent=1))
+
+
+def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
+    """Markdown: one line a row, mean over splits and seeds, with the spread where there are several."""
+    shows = {"reference": "R(x): white balance, matrix, gamma", "aligned": "aligned R(x), no pair used"}
+    shows |= {key: row.shows for key, row in ROWS.items()} | {"w8a8": "unpaired, as w8a8 .tflite"}
+    lines = ["| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | runs |", "|---|---|---|---|---|---|"]
+    for name in order:
+        found = [r for r in results if r["row"] == name]
+        if not found:
+            continue
+        cells = []
+        for metric, digits in zip(METRICS, (2, 3, 2, 2), strict=True):
+            values = np.array([r[metric] for r in found])
+            spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.{digits}f}{spread}")
+        lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
+    return "\n".join(lines)
+
+
+@click.command()
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--rows", default=",".join(DEFAULT_ROWS), show_default=True, help=f"Of {', '.join(ROWS)}.")
+@click.option("--protocols", default="disjoint", show_default=True, help="disjoint, shuffled or both.")
+@click.option("--splits", type=int, default=1, show_default=True, help="How many splits; each has its own camera.")
+@click.option("--seeds", type=int, default=1, show_default=True)
+@click.option("--isps", default="qisp-s", show_default=True)
+@click.option("--steps", type=int, help="Steps of every row.  [default: the recipe's]")
+def main(
+    photos: Path, out: Path, rows: str, protocols: str, splits: int, seeds: int, isps: str, steps: int | None
+) -> None:
+    """Run what has no result yet, then print the tables and write OUT/results.md."""
+    wanted = [row for row in rows.split(",") if row]
+    unknown = sorted(set(wanted) - set(ROWS))
+    if unknown:
+        raise click.UsageError(f"unknown row {unknown[0]!r}: use {', '.join(ROWS)}")
+    text = []
+    for protocol in protocols.split(","):
+        for isp in isps.split(","):
+            results = []
+            for split in range(splits):
+                data = out / "data" / f"{protocol}-{split}"
+                if not data.is_dir():
+                    make_data(photos, data, protocol, split)
+                for seed in range(seeds):
+                    place = out / isp / f"{protocol}-{split}" / f"seed{seed}"
+                    for row in ["reference", "aligned", *wanted]:
+                        click.echo(f"{isp} {protocol} split {split} seed {seed}: {row}", err=True)
+                        run_row(row, data, place / row, isp, steps, seed)
+                        results.append(json.loads((place / row / "result.json").read_text()))
+                    if "unpaired" in wanted:
+                        file_row(place / "unpaired", place / "w8a8", data)
+                        results.append(json.loads((place / "w8a8" / "result.json").read_text()))
+            trained = [r["steps"] for r in results]
+            text.append(f"### {isp}, `{protocol}`, {trained[-1]} steps\n")
+            text.append(table(results, ["reference", "aligned", *wanted, "w8a8"]) + "\n")
+    (out / "results.md").write_text("\n".join(text))
+    click.echo("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()
