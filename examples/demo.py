@@ -68,8 +68,8 @@ def main() -> None:
             "default ISP": ISP.load().process(RAW),
             "just trained, unpaired": ISP.load(trained).process(RAW),
         }
-        for name, picture in list(pictures.items())[1:]:
-            write_image(out / f"{RAW.stem}-{name.split()[0]}.jpg", picture)
+        write_image(out / f"{RAW.stem}-default.jpg", pictures["default ISP"])
+        write_image(out / f"{RAW.stem}-unpaired.jpg", pictures["just trained, unpaired"])
         sheet = write_image(out / "contact-sheet.jpg", contact_sheet(pictures), quality=90)
     with stage("measure all three on this machine"):
         report = profile(["default", trained, supervised], raw=RAW, pairs=out / "test" / "pairs")

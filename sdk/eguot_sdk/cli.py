@@ -28,6 +28,9 @@ EXTRAS = {
     "isps": ("train", "List the networks `train --isp` knows."),
     "data": ("train", "Make training data."),
     "convert": ("convert", "Convert a trained run to ISP files."),
+    "quantize": ("convert", "Learn int8 ranges for a trained run."),
+    "qat": ("convert", "Train a run on with int8 rounding in place."),
+    "distill": ("train", "Train a smaller network to do what a run does."),
     "profile": ("devices", "Measure speed, memory and quality of ISP files."),
 }
 
