@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,12 @@ class Calibration:
     """The true pictures of `golden` without the ramp, where the source holds pairs."""
     source: dict[str, Any]
     """kind, number of files, sha256 over their names and bytes; never a path."""
+
+    def at_side(self, side: int) -> Calibration:
+        """The golden crops laid side by side on one tile of `side` packed pixels, and a ramp of that size."""
+        canvas = _canvas(self.golden, side)
+        truths = None if self.truths is None else _canvas(self.truths, 2 * side)
+        return replace(self, golden=torch.cat([canvas, grey_ramp(side)]), truths=truths)
 
     @property
     def ramp(self) -> Tensor:
@@ -130,8 +136,21 @@ def _draw(
     crops = RawCrops(frames, config.color_input, crop, truths)
     planes, _ = _sample(crops, CALIBRATION_CROPS, np.random.default_rng([seed, 1]))
     golden, pictures = _sample(crops, GOLDEN_CROPS, np.random.default_rng([seed, 2]))
-    ramp = torch.linspace(0, 1, crop).expand(1, 4, crop, crop)
-    return Calibration(planes, torch.cat([golden, ramp]), pictures, source)
+    return Calibration(planes, torch.cat([golden, grey_ramp(crop)]), pictures, source)
+
+
+def grey_ramp(side: int) -> Tensor:
+    """[1, 4, side, side]: grey from 0 at the left to 1 at the right."""
+    return torch.linspace(0, 1, side).expand(1, 4, side, side)
+
+
+def _canvas(crops: Tensor, side: int) -> Tensor:
+    """[N, C, c, c] -> [1, C, side, side], crops in rows, repeated until the canvas is full."""
+    count, crop = -(-side // crops.shape[-1]), crops.shape[-1]
+    order = torch.arange(count * count) % len(crops)
+    grid = crops[order].reshape(count, count, -1, crop, crop).permute(2, 0, 3, 1, 4)
+    whole = grid.reshape(1, -1, count * crop, count * crop)
+    return whole[..., :side, :side].contiguous()
 
 
 def _sample(crops: RawCrops, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor | None]:

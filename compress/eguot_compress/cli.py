@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--format", "formats", default="tflite", show_default=True, help="Comma list of tflite.")
+@click.option("--format", "formats", default="tflite", show_default=True, help="Comma list of tflite, coreml, onnx.")
 @click.option("--precision", "precisions", default="fp32", show_default=True,
               help="Comma list of fp32, fp16, w8 (int8 weights), w8a8 (int8), w8a16 (int16 activations).")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write NAME.PRECISION.EXT into.")
@@ -147,7 +147,7 @@ def _table(results: list[Converted]) -> str:
         p = r.parity
         estimated = "~" if p.drop_basis == "estimate" else ""
         rows.append((
-            r.path.name if r.path else f"(no {r.precision}.{r.format})", f"{r.bytes:,}", f"{p.twin.psnr_db:.1f}",
+            r.path.name if r.path else f"(no {r.format} {r.precision})", f"{r.bytes:,}", f"{p.twin.psnr_db:.1f}",
             f"{p.twin.max_lsb:.2f}", f"{100 * p.twin.over_1_lsb:.3f}%", f"{100 * p.twin.over_2_lsb:.3f}%",
             f"{p.network.psnr_db:.1f}", f"{estimated}{p.drop_db:.3f}", f"{p.banding_lsb:.2f}",
         ))  # fmt: skip
@@ -156,5 +156,12 @@ def _table(results: list[Converted]) -> str:
     for first, *rest in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]
         lines.append("  ".join(cells))
+    if any(r.format == "coreml" for r in results):
+        lines.append("Core ML files were evaluated op by op, not run on Apple hardware")
+    for r in results:
+        if r.float_layers:
+            lines.append(
+                f"{r.format} {r.precision}: {', '.join(r.float_layers)} kept in float to meet the drop asked for"
+            )
     note = "~ estimated for a 30 dB picture; calibrate on pairs to measure it"
     return "\n".join([*lines, note] if any(r.parity.drop_basis == "estimate" for r in results) else lines)

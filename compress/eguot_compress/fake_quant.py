@@ -131,6 +131,7 @@ class QuantConv(nn.Module):
 
     export_scale: Tensor
     export_zero: Tensor
+    export_steps: Tensor | None
     fixed_scale: Tensor | None
 
     def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
@@ -141,6 +142,7 @@ class QuantConv(nn.Module):
         self.enabled = True
         channels = conv.weight.shape[self.axis]
         self.register_buffer("fixed_scale", None, persistent=False)
+        self.register_buffer("export_steps", None, persistent=False)
         self.register_buffer("export_scale", torch.ones(channels), persistent=False)
         self.register_buffer("export_zero", torch.zeros(channels, dtype=torch.int64), persistent=False)
 
@@ -155,13 +157,20 @@ class QuantConv(nn.Module):
             floor = torch.maximum(floor, self.conv.bias.detach().abs() * 1e-5)
         return torch.maximum(largest / 127, floor)
 
+    def steps(self) -> Tensor:
+        """The weights as whole numbers of steps, int8."""
+        shape = [-1 if d == self.axis else 1 for d in range(self.conv.weight.ndim)]
+        inverse = (1.0 / self.scales()).reshape(shape)  # as torch rounds: a product, not a quotient
+        return torch.clamp(torch.round(self.conv.weight.detach() * inverse), -127, 127).to(torch.int8)
+
     def weight(self) -> Tensor:
         """The weights as the file will hold them, in float."""
         weight = self.conv.weight
         if self.exporting:
             qd = torch.ops.quantized_decomposed
             args = (self.export_scale, self.export_zero, self.axis, -127, 127, torch.int8)
-            stored: Tensor = qd.dequantize_per_channel(qd.quantize_per_channel(weight, *args), *args)
+            steps = self.export_steps if self.export_steps is not None else qd.quantize_per_channel(weight, *args)
+            stored: Tensor = qd.dequantize_per_channel(steps, *args)
             return stored
         if not self.enabled:
             return weight
@@ -258,21 +267,25 @@ class QuantBody(nn.Module):
             conv.enabled = on
 
     @contextmanager
-    def exporting(self) -> Iterator[QuantBody]:
-        """Within: the graph holds Q/DQ ops with constant scales instead of rounding."""
+    def exporting(self, *, stored: bool = False) -> Iterator[QuantBody]:
+        """Within: the graph holds Q/DQ ops with constant scales instead of rounding.
+
+        `stored`: weights are int8 constants with a DQ; otherwise float ones with Q and DQ.
+        """
         import torch.ao.quantization.fx._decomposed  # noqa: F401  (registers quantized_decomposed)
 
         quantisers, convolutions = self.quantisers().values(), self.convolutions().values()
         for conv in convolutions:
             conv.export_scale.copy_(conv.scales())
             conv.exporting = conv.enabled
+            conv.export_steps = conv.steps() if stored else None
         for quantiser in quantisers:
             quantiser.exporting = (float(quantiser.scale), int(quantiser.zero_point))
         try:
             yield self
         finally:
             for conv in convolutions:
-                conv.exporting = False
+                conv.exporting, conv.export_steps = False, None
             for quantiser in quantisers:
                 quantiser.exporting = None
 

@@ -16,8 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eguot_sdk.ingest import dequantise, quantise
-from eguot_sdk.spec import IspSpec, Precision
+from eguot_sdk.spec import Precision
 
 from .quiet import quietly
 
@@ -118,19 +117,7 @@ def render(net: torch.nn.Module, planes: Tensor) -> Tensor:
         return torch.cat([net(p[None]) for p in planes])
 
 
-def render_file(path: Path, spec: IspSpec, planes: Tensor) -> Tensor:
-    """An ISP file over [N, 4, h, w] through the SDK's runtime, real values [N, 3, 2h, 2w]."""
-    stored = run_file(path, planes_as_input(planes, spec))
-    real = dequantise(stored, spec.output)
-    return torch.from_numpy(real.copy()).permute(0, 3, 1, 2)
-
-
-def planes_as_input(planes: Tensor, spec: IspSpec) -> NDArray[np.generic]:
-    """[N, 4, h, w] in [0, 1] -> [N, h, w, 4] as the file stores its input."""
-    return np.ascontiguousarray(quantise(planes.permute(0, 2, 3, 1).numpy(), spec.input))
-
-
-def run_file(path: Path, stored: NDArray[np.generic]) -> NDArray[np.generic]:
+def run_tflite(path: Path, stored: NDArray[np.generic]) -> NDArray[np.generic]:
     """[N, h, w, 4] in the file's input type -> [N, 2h, 2w, 3] in its output type."""
     from eguot_sdk.runtimes import open_runtime
 

@@ -21,13 +21,15 @@ NOISE = re.compile(
     r"|torchao/_C_"  # kernels of other processors
     r"|register_constant\(\) on Enum"
     r"|Created TensorFlow Lite XNNPACK delegate"
+    r"|torchvision is not installed"
+    r"|has not been tested with coremltools"
+    r"|Failed to load _ML"  # Core ML's own runtime, on macOS only
+    r"|Running MIL .* pipeline|Converting PyTorch Frontend"
     r"|^\s*$"
 )
-WARNINGS = (
-    r".*isinstance\(treespec, LeafSpec\)",
-    r".*torch\.ao\.quantization is deprecated",
-    r".*experimental_preserve_all_tensors",
-)
+MESSAGES = (r".*torch\.ao\.quantization is deprecated", r".*experimental_preserve_all_tensors")
+CATEGORIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning)
+"""What the converters do with each other's interfaces and their temporary folders is not the user's concern."""
 
 
 @contextmanager
@@ -36,8 +38,10 @@ def quietly() -> Iterator[None]:
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, warnings.catch_warnings():
-        for pattern in WARNINGS:
+        for pattern in MESSAGES:
             warnings.filterwarnings("ignore", message=pattern)
+        for category in CATEGORIES:
+            warnings.simplefilter("ignore", category)
         saved = os.dup(1), os.dup(2)
         os.dup2(held.fileno(), 1)
         os.dup2(held.fileno(), 2)

@@ -14,13 +14,13 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from eguot_compress import convert as convert_module
-from eguot_compress.calibration import load_calibration
+from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.cli import convert as command
-from eguot_compress.convert import Converted, convert, plan
+from eguot_compress.convert import Converted, Holding, convert, formats, plan
+from eguot_compress.convert.formats import INT8, as_stored, from_stored
 from eguot_compress.convert.tflite import to_tflite
 from eguot_compress.fake_quant import QuantBody, QuantIsp, calibrate, quantise_body
-from eguot_compress.parity import Difference, planes_as_input, run_file
+from eguot_compress.parity import Difference, render, run_tflite
 from eguot_compress.ptq import post_train
 from eguot_sdk.errors import CheckpointError, EguotError, GateError, OutputError, UsageError
 from eguot_sdk.ingest import dequantise
@@ -100,9 +100,9 @@ def test_any_tile(
     expected = net(planes).detach()
     if precision == "w8a8":  # ranges were learned from other pictures: compare with the twin
         expected = QuantIsp(quantised(run), net.shuffle)(planes).detach()
-    stored = run_file(path, planes_as_input(planes, spec))
+    stored = run_tflite(path, as_stored(planes, spec))
     assert stored.shape == (1, 2 * size[0], 2 * size[1], 3)
-    got = torch.from_numpy(dequantise(stored, spec.output)).permute(0, 3, 1, 2)
+    got = from_stored(stored, spec)
     assert float((got.clamp(0, 1) - expected.clamp(0, 1)).abs().max()) <= tolerance
 
 
@@ -154,7 +154,7 @@ def test_spec_and_golden_pair(files: dict[str, Converted], precision: str) -> No
     assert hashlib.sha256(stored_out.tobytes()).hexdigest() == spec.golden.output_sha256
     assert stored_in.dtype == spec.input.dtype
     assert stored_out.dtype == spec.output.dtype
-    np.testing.assert_allclose(run_file(path, stored_in).astype(float), stored_out.astype(float), atol=1e-6)
+    np.testing.assert_allclose(run_tflite(path, stored_in).astype(float), stored_out.astype(float), atol=1e-6)
 
 
 def test_integer_input_and_output_are_fixed_to_unit_range(files: dict[str, Converted]) -> None:
@@ -172,7 +172,7 @@ def test_a_sum_and_a_body_at_packed_resolution(tiny: IspNet, tmp_path: Path, pic
     spec = IspSpec(name="t", architecture="t", parameters=1, halo=4,
                    input=TensorSpec(dtype="int8", scale=1 / 255, zero_point=-128) if bits == 8
                    else TensorSpec(dtype="int16", scale=1 / 32767))  # fmt: skip
-    stored = run_file(path, planes_as_input(pictures, spec))
+    stored = run_tflite(path, as_stored(pictures, spec))
     got = torch.from_numpy(dequantise(stored, spec.input if bits == 8 else TensorSpec())).permute(0, 3, 1, 2)
     twin = QuantIsp(body, 2)(pictures).detach()
     found = Difference.between(got, twin)
@@ -198,19 +198,20 @@ def test_a_drop_above_the_gate_is_exit_3_and_no_file(run: Path, tmp_path: Path) 
         command, [str(run), "--precision", "fp32,w8a8", "--out", str(tmp_path), "--max-drop-db", "0.00001"]
     )
     assert isinstance(result.exception, GateError)
-    assert "w8a8" in str(result.exception)
+    assert "tflite w8a8: loses" in str(result.exception)
+    assert "worst layer is" in str(result.exception)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["street.fp32.golden.npz", "street.fp32.tflite"]
 
 
 def test_a_file_of_another_network_is_found_out(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, relive: Callable[[IspNet, int], IspNet]
 ) -> None:
-    real = convert_module.to_tflite
+    real = formats.to_tflite
 
     def damaged(net: IspNet, *args: Any, **kwargs: Any) -> bytes:
         return real(relive(type(net)(), 3), *args, **kwargs)
 
-    monkeypatch.setattr(convert_module, "to_tflite", damaged)
+    monkeypatch.setattr(formats, "to_tflite", damaged)
     with pytest.raises(GateError, match=r"fp32.*dB to torch"):
         convert(run, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -222,6 +223,29 @@ def test_swapped_tail_channels_are_found_out(run: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(tflite, "permute_tail", lambda net, block: net)
     with pytest.raises(GateError, match="dB to torch"):
         convert(run, tmp_path)
+
+
+def test_a_layer_kept_in_float(tiny: IspNet, tmp_path: Path, pictures: Tensor) -> None:
+    """Between a DEQUANTIZE and a QUANTIZE, with the weights it had before rounding."""
+    rounded, state = post_train(tiny, pictures, bits=8)
+    held = Holding(rounded, state).with_float_layer("first", tiny)
+    path = tmp_path / "tiny.tflite"
+    path.write_bytes(to_tflite(held.net, "w8a8", side=16, state=held.state))
+    ops, _, _ = graph_of(path)
+    at = ops.index("DEQUANTIZE")
+    assert ops[at : at + 3] == ["DEQUANTIZE", "CONV_2D", "QUANTIZE"]
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=4, input=INT8, output=INT8)
+    got = from_stored(run_tflite(path, as_stored(pictures, spec)), spec)
+    assert Difference.between(got, held.render(pictures)).over_2_lsb <= 0.002
+
+
+def test_the_worst_layer_is_the_one_that_was_damaged(tiny: IspNet, pictures: Tensor) -> None:
+    rounded, state = post_train(tiny, pictures, bits=8)
+    with torch.no_grad():
+        rounded.get_submodule("second").weight.mul_(1.2)  # type: ignore[operator, union-attr]
+    check = Calibration(pictures, pictures, None, {})
+    worst, _ = Holding(rounded, state).worst_layer(tiny, render(tiny, pictures), check)
+    assert worst == "second"
 
 
 # Command.
@@ -246,17 +270,18 @@ def test_table(run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("formats", "precisions", "words"),
+    ("asked", "precisions", "words"),
     [
         (["tflite"], ["int4"], "unknown precision 'int4'"),
         (["pickle"], ["fp32"], "unknown format 'pickle'"),
+        (["coreml", "onnx"], ["w8a16"], "coreml cannot hold w8a16"),
         ([], ["fp32"], "no format"),
         (["tflite"], [], "no precision"),
     ],
 )
-def test_words_that_do_not_exist(formats: list[str], precisions: list[str], words: str) -> None:
+def test_what_cannot_be_is_refused_before_any_work(asked: list[str], precisions: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        plan(formats, precisions)
+        plan(asked, precisions)
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ folder's name). A file that falls short of parity or of the drop asked for is no
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -17,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,20 +27,16 @@ from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, quantise_body
-from eguot_compress.parity import Parity, measure, planes_as_input, render, render_file, run_file
+from eguot_compress.parity import Parity, drop_db, measure, render
 from eguot_compress.ptq import post_train
 from eguot_compress.quant_run import load_scales
 from eguot_sdk.errors import GateError, OutputError, UsageError
-from eguot_sdk.ispfile import embed_spec
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
 from eguot_train.isps.base import IspNet
 
-from .tflite import to_tflite
+from .formats import FORMATS, FileFormat, Format, as_stored, from_stored
 
-Format = Literal["tflite"]
-HOLDS: dict[Format, tuple[Precision, ...]] = {"tflite": ("fp32", "fp16", "w8", "w8a8", "w8a16")}
-"""Which precisions each format can hold."""
 BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
 """Bits of activations; None: float."""
 TILE = 256
@@ -58,6 +56,10 @@ class Converted:
     """None where the file fell short and was not kept."""
     bytes: int
     parity: Parity
+    runtime: str
+    """What ran the file for parity."""
+    float_layers: tuple[str, ...]
+    """Layers put back to float to meet the drop asked for."""
     problem: str | None
     seconds: float
 
@@ -106,28 +108,29 @@ def convert_each(
     subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
     _make_folder(out)
     for format_, precision in jobs:
-        say(f"{subject.name}.{precision}.{format_}: converting")
+        name = f"{subject.name}.{precision}.{FORMATS[format_].suffix}"
+        say(f"{name}: converting")
         result = _write_one(subject, out, format_, precision, max_drop_db)
-        say(f"{subject.name}.{precision}.{format_}: {result.problem or 'written'} ({result.seconds:.1f} s)")
+        say(f"{name}: {result.problem or 'written'} ({result.seconds:.1f} s)")
         yield result
 
 
 def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[Format, Precision]]:
     """All pairs of format and precision. Raises UsageError for one that does not exist or cannot be held."""
     known = list(get_args(Precision))
-    for given, allowed, what in ((formats, list(HOLDS), "format"), (precisions, known, "precision")):
+    for given, allowed, what in ((formats, list(FORMATS), "format"), (precisions, known, "precision")):
         for word in given:
             if word not in allowed:
                 raise UsageError(f"unknown {what} {word!r}: use one of {', '.join(allowed)}")
         if not given:
             raise UsageError(f"no {what} given: use one of {', '.join(allowed)}")
     pairs: list[tuple[Format, Precision]] = []
-    for format_ in HOLDS:
+    for name, kind in FORMATS.items():
         for precision in get_args(Precision):
-            if format_ in formats and precision in precisions:
-                if precision not in HOLDS[format_]:
-                    raise UsageError(f"{format_} cannot hold {precision}: it holds {', '.join(HOLDS[format_])}")
-                pairs.append((format_, precision))
+            if name in formats and precision in precisions:
+                if precision not in kind.precisions:
+                    raise UsageError(f"{name} cannot hold {precision}: it holds {', '.join(kind.precisions)}")
+                pairs.append((name, precision))
     return pairs
 
 
@@ -136,45 +139,68 @@ class _Subject:
 
     def __init__(self, loaded: LoadedRun, name: str, calibration: Calibration, run: Path) -> None:
         self.net, self.loaded, self.name, self.calibration = loaded.net, loaded, name, calibration
-        self.network = render(self.net, calibration.golden)
         self.provenance = _provenance(loaded, run, calibration)
         self.scales = load_scales(run)
-        self._quantised: dict[Precision, tuple[IspNet, QuantState]] = {}
+        self._quantised: dict[Precision, Holding] = {}
 
-    def quantised(self, precision: Precision) -> tuple[IspNet, QuantState | None]:
-        """The network as a file of this precision holds it, and its scales; those of a quantised run as they are."""
+    def holding(self, precision: Precision) -> Holding:
+        """The network as a file of this precision holds it; the scales of a quantised run are taken as they are."""
         if precision in ("fp32", "fp16"):
-            return self.net, None
+            return Holding(self.net, None)
         if precision not in self._quantised:
             if precision == "w8a8" and self.scales is not None:
-                self._quantised[precision] = self.net, self.scales
+                self._quantised[precision] = Holding(self.net, self.scales)
             else:
-                self._quantised[precision] = post_train(self.net, self.calibration.tiles, bits=BITS[precision])
+                made = post_train(self.net, self.calibration.tiles, bits=BITS[precision])
+                self._quantised[precision] = Holding(*made)
         return self._quantised[precision]
 
-    def twin(self, net: IspNet, state: QuantState | None) -> Tensor:
-        """Golden renderings by the torch model with the same rounding."""
-        if state is None:
-            return self.network
-        body = quantise_body(net, bits=state.bits)
-        body.load_state(state)
-        return render(QuantIsp(body, net.shuffle), self.calibration.golden)
-
-    def spec(self, precision: Precision) -> IspSpec:
+    def spec(self, kind: FileFormat, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
         multiple = self.net.multiple
-        integer = {"w8a8": TensorSpec(dtype="int8", scale=_f32(1 / 255), zero_point=-128),
-                   "w8a16": TensorSpec(dtype="int16", scale=_f32(1 / 32767), zero_point=0)}  # fmt: skip
         fields = {"name": self.name, "architecture": self.net.name, "halo": self.net.halo, "multiple": multiple,
                   "parameters": sum(p.numel() for p in self.net.parameters()), **self.loaded.spec_fields}  # fmt: skip
         return IspSpec(
             **fields,
             tile=max(multiple, TILE // multiple * multiple),
+            fixed_tile=kind.fixed_tile,
+            layout=kind.layout,
             precision=precision,
-            input=integer.get(precision, TensorSpec()),
-            output=integer["w8a8"] if precision == "w8a8" else TensorSpec(),
+            input=kind.inputs.get(precision, TensorSpec()),
+            output=kind.outputs.get(precision, TensorSpec()),
             provenance=self.provenance,
         )
+
+
+@dataclass(frozen=True)
+class Holding:
+    """Weights and scales of one file; no scales for float files."""
+
+    net: IspNet
+    state: QuantState | None
+
+    def render(self, planes: Tensor) -> Tensor:
+        """What torch makes of `planes` with the rounding of the file."""
+        if self.state is None:
+            return render(self.net, planes)
+        body = quantise_body(self.net, bits=self.state.bits)
+        body.load_state(self.state)
+        return render(QuantIsp(body, self.net.shuffle), planes)
+
+    def with_float_layer(self, name: str, original: IspNet) -> Holding:
+        """The same with one layer as it was before quantisation."""
+        assert self.state is not None
+        net = copy.deepcopy(self.net)
+        net.get_submodule(name).load_state_dict(original.get_submodule(name).state_dict())
+        return Holding(net, dataclasses.replace(self.state, float_layers=(*self.state.float_layers, name)))
+
+    def worst_layer(self, original: IspNet, network: Tensor, calibration: Calibration) -> tuple[str, Holding]:
+        """The layer whose rounding costs most, and the holding with it in float."""
+        assert self.state is not None
+        found = {name: self.with_float_layer(name, original) for name in self.state.weights}
+        losses = {n: drop_db(h.render(calibration.golden), network, calibration.truths) for n, h in found.items()}
+        worst = min(losses, key=lambda name: losses[name])
+        return worst, found[worst]
 
 
 def _write_one(
@@ -182,40 +208,77 @@ def _write_one(
 ) -> Converted:
     """Convert into a folder of its own beside the target, measure there, and only then give the file its name."""
     started = time.monotonic()
-    stem = f"{subject.name}.{precision}"
-    final, final_golden = out / f"{stem}.{format_}", out / f"{stem}.golden.npz"
-    net, state = subject.quantised(precision)
-    spec = subject.spec(precision)
+    kind, spec = FORMATS[format_], subject.spec(FORMATS[format_], precision)
     side = spec.tile + 2 * spec.halo
+    check = subject.calibration.at_side(side) if kind.fixed_tile else subject.calibration
+    network = render(subject.net, check.golden)
+    holding, layers = subject.holding(precision), ()  # type: tuple[Holding, tuple[str, ...]]
     with _workshop(out) as folder:
-        path, golden_path = folder / final.name, folder / final_golden.name
-        data = to_tflite(net, precision, side=side, state=state)
-        path.write_bytes(embed_spec(data, spec))
-        golden_input = planes_as_input(subject.calibration.golden[:1, :, :GOLDEN_SIDE, :GOLDEN_SIDE], spec)
-        golden_output = run_file(path, golden_input)
-        file = render_file(path, spec, subject.calibration.golden)
-        parity = measure(file, subject.twin(net, state), subject.network, subject.calibration)
+        path = folder / f"{subject.name}.{precision}.{kind.suffix}"
+        parity = _write_and_measure(kind, spec, path, holding, network, check, side)
         problem = parity.problem(precision) or _drop_problem(parity, max_drop_db)
-        spec = spec.replace(golden=_golden(golden_input, golden_output), metrics=(_metrics(parity),))
-        path.write_bytes(embed_spec(data, spec))
-        np.savez(golden_path, input=golden_input, output=golden_output)
-        size = path.stat().st_size
-        if problem is None:
-            os.replace(golden_path, final_golden)
-            os.replace(path, final)
-        else:  # an older file of this name would look like this one's result
-            final.unlink(missing_ok=True)
-            final_golden.unlink(missing_ok=True)
+        if problem and parity.problem(precision) is None and holding.state is not None:
+            worst, retried = holding.worst_layer(subject.net, network, check)
+            parity = _write_and_measure(kind, spec, path, retried, network, check, side)
+            still = parity.problem(precision) or _drop_problem(parity, max_drop_db)
+            problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None
+            holding, layers = retried, (worst,)
+        golden = _golden_input(check, spec, side if kind.fixed_tile else None)
+        golden_in = as_stored(golden, spec)
+        golden_out = kind.run(path, golden_in)
+        metrics = (_metrics(parity, kind, layers),)
+        kind.embed(path, spec.replace(golden=_golden(golden_in, golden_out), metrics=metrics))
+        golden_path = path.with_name(_golden_name(path.name))
+        np.savez_compressed(golden_path, input=golden_in, output=golden_out)
+        size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+        for made in (golden_path, path):
+            _remove(out / made.name)  # where a file fell short, an older one would look like its result
+            if problem is None:
+                os.replace(made, out / made.name)
+    final = out / f"{subject.name}.{precision}.{kind.suffix}"
     return Converted(
         format=format_, precision=precision, path=None if problem else final, bytes=size, parity=parity,
-        problem=problem, seconds=time.monotonic() - started,
+        runtime=kind.runtime, float_layers=layers, problem=problem, seconds=time.monotonic() - started,
     )  # fmt: skip
+
+
+def _write_and_measure(
+    kind: FileFormat, spec: IspSpec, path: Path, holding: Holding, network: Tensor, check: Calibration, side: int
+) -> Parity:
+    _remove(path)
+    kind.write(holding.net, spec.precision, path, side=side, state=holding.state)
+    kind.embed(path, spec)
+    file = from_stored(kind.run(path, as_stored(check.golden, spec)), spec)
+    twin = network if holding.state is None else holding.render(check.golden)
+    return measure(file, twin, network, check)
+
+
+def _golden_input(check: Calibration, spec: IspSpec, side: int | None) -> Tensor:
+    """[1, 4, h, w]: a small crop; where the file takes one size only, in the middle of a black tile of it."""
+    crop = check.golden[:1, :, :GOLDEN_SIDE, :GOLDEN_SIDE]
+    if side is None:
+        return crop
+    before = (side - GOLDEN_SIDE) // 2
+    after = side - GOLDEN_SIDE - before
+    return torch.nn.functional.pad(crop, (before, after, before, after))
+
+
+def _golden_name(name: str) -> str:
+    """NAME.PRECISION.golden.npz beside a .tflite, NAME.PRECISION.SUFFIX.golden.npz beside the others."""
+    return f"{name.removesuffix('.tflite')}.golden.npz"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _drop_problem(parity: Parity, max_drop_db: float | None) -> str | None:
     if max_drop_db is None or parity.drop_db <= max_drop_db:
         return None
-    return f"loses {parity.drop_db:.3f} dB, {max_drop_db:g} allowed"
+    return f"loses {parity.drop_db:.4f} dB, {max_drop_db:g} allowed"
 
 
 def _golden(stored_in: np.ndarray, stored_out: np.ndarray) -> GoldenPair:
@@ -226,9 +289,11 @@ def _golden(stored_in: np.ndarray, stored_out: np.ndarray) -> GoldenPair:
     )
 
 
-def _metrics(parity: Parity) -> dict[str, Any]:
+def _metrics(parity: Parity, kind: FileFormat, float_layers: tuple[str, ...]) -> dict[str, Any]:
     return {
         "protocol": "golden-crops",
+        "runtime": kind.runtime,
+        "float_layers": list(float_layers),
         "psnr_to_network_db": round(parity.network.psnr_db, 3),
         "psnr_to_quantised_torch_db": round(parity.twin.psnr_db, 3),
         "drop_db": round(parity.drop_db, 4),
@@ -238,7 +303,16 @@ def _metrics(parity: Parity) -> dict[str, Any]:
 
 def _provenance(loaded: LoadedRun, run: Path, calibration: Calibration) -> dict[str, Any]:
     tools = {}
-    for package in ("eguot-sdk", "torch", "litert-torch", "ai-edge-quantizer", "ai-edge-litert"):
+    for package in (
+        "eguot-sdk",
+        "torch",
+        "litert-torch",
+        "ai-edge-quantizer",
+        "ai-edge-litert",
+        "coremltools",
+        "onnx",
+        "onnxruntime",
+    ):
         try:
             tools[package] = version(package)
         except PackageNotFoundError:
@@ -280,7 +354,3 @@ def _workshop(out: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _f32(value: float) -> float:
-    return float(torch.tensor(value, dtype=torch.float32))

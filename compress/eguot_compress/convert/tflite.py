@@ -8,11 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from eguot_compress.fake_quant import QuantState, file_order, float_body, last_convolution, permute_tail, quantise_body
+from torch import nn
+
+from eguot_compress.fake_quant import (
+    QuantConv,
+    QuantState,
+    file_order,
+    float_body,
+    last_convolution,
+    permute_tail,
+    quantise_body,
+)
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 
-from .tflite_edits import finish_tflite
+from .tflite_edits import FloatLayer, finish_tflite
 
 if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
@@ -28,16 +38,30 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
     """
     ordered = permute_tail(net, net.shuffle)
     ordered.eval()
+    layers: list[FloatLayer] = []
     if state is not None:
         body = quantise_body(ordered, bits=state.bits)
         body.load_state(state.reordered(last_convolution(net), file_order(net.shuffle)))
+        for name in state.float_layers:  # the converter would round their weights its own way: exchanged afterwards
+            conv = body.convolutions()[name]
+            layers.append(_float_layer(conv))
+            conv.enabled = True
         with body.exporting():
             data = _litert(body, side, integers=True)
     else:
         data = _litert(float_body(ordered).eval(), side, integers=False)
         if precision == "fp16":
             data = _half_weights(data)
-    return finish_tflite(data, net.shuffle)
+    return finish_tflite(data, net.shuffle, layers)
+
+
+def _float_layer(conv: QuantConv) -> FloatLayer:
+    """A convolution's weights in the layout of the file, [O, h, w, I]."""
+    layer = conv.conv
+    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.bias is None:
+        raise EguotError("TFLite: only a plain convolution with a bias can be kept in float")
+    weight, bias = layer.weight.detach().permute(0, 2, 3, 1), layer.bias.detach()
+    return FloatLayer(conv.steps().permute(0, 2, 3, 1).contiguous().numpy(), weight.numpy(), bias.numpy())
 
 
 def _litert(body: object, side: int, *, integers: bool) -> bytes:

@@ -8,22 +8,39 @@ size. The built-in DEPTH_TO_SPACE does the same at any size; it wants its channe
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import flatbuffers
 import numpy as np
+from numpy.typing import NDArray
+
+from eguot_sdk.errors import EguotError
 
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
 
-def finish_tflite(data: bytes, block: int) -> bytes:
+@dataclass(frozen=True, eq=False)
+class FloatLayer:
+    """A convolution to be put back to float: `steps` int8 [O, h, w, I] finds it, `weight` and `bias` replace it."""
+
+    steps: NDArray[np.int8]
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+
+def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = ()) -> bytes:
     """A converted body, one output [1, h, w, 3 * block**2] -> the file with the output [1, block*h, block*w, 3].
 
     int8 and float outputs keep type and scale, int16 leaves as float. Input and output are named `raw` and `srgb`.
+    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    for layer in float_layers:
+        _put_back_to_float(model, schema, layer)
     _widen_int16_biases(model, schema)
     _append_depth_to_space(model, schema, block)
     builder = flatbuffers.Builder(len(data) + 4096)
@@ -54,20 +71,63 @@ def _append_depth_to_space(model: Any, schema: Any, block: int) -> None:
 
 
 def _append_op(model: Any, schema: Any, name: str, version: int, source: int, result: Any, options: Any) -> int:
-    """Add one op from tensor `source` to the new tensor `result`; the index of `result`."""
-    (graph,) = model.subgraphs
+    """Add one op from tensor `source` to the new tensor `result` at the end; the index of `result`."""
+    target = _new_tensor(model, result)
+    model.subgraphs[0].operators.append(_op(model, schema, name, version, source, target, options))
+    return target
+
+
+def _new_tensor(model: Any, tensor: Any) -> int:
+    """Add an activation tensor; its index."""
+    tensor.buffer, tensor.shapeSignature = 0, None
+    model.subgraphs[0].tensors.append(tensor)
+    return len(model.subgraphs[0].tensors) - 1
+
+
+def _op(model: Any, schema: Any, name: str, version: int, source: int, target: int, options: Any) -> Any:
     code, op = schema.OperatorCodeT(), schema.OperatorT()
     code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
     code.version = version
     model.operatorCodes.append(code)
-    result.buffer, result.shapeSignature = 0, None
-    graph.tensors.append(result)
     op.opcodeIndex = len(model.operatorCodes) - 1
-    op.inputs, op.outputs = [source], [len(graph.tensors) - 1]
+    op.inputs, op.outputs = [source], [target]
     op.builtinOptions = options
     op.builtinOptionsType = getattr(schema.BuiltinOptions, type(options).__name__.removesuffix("T"))
-    graph.operators.append(op)
-    return len(graph.tensors) - 1
+    return op
+
+
+def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
+    """x, CONV_2D, y becomes x, DEQUANTIZE, CONV_2D in float, QUANTIZE, y."""
+    (graph,) = model.subgraphs
+    at = _find_convolution(model, schema, layer.steps)
+    conv = graph.operators[at]
+    before, after = (copy.copy(graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
+    for tensor in (before, after):
+        tensor.type, tensor.quantization, tensor.name = schema.TensorType.FLOAT32, None, bytes(tensor.name) + b"_float"
+    entry, exit_ = _new_tensor(model, before), _new_tensor(model, after)
+    into = _op(model, schema, "DEQUANTIZE", 2, conv.inputs[0], entry, schema.DequantizeOptionsT())
+    out = _op(model, schema, "QUANTIZE", 1, exit_, conv.outputs[0], schema.QuantizeOptionsT())
+    constants = []
+    for index, values in ((conv.inputs[1], layer.weight), (conv.inputs[2], layer.bias)):
+        tensor = copy.copy(graph.tensors[index])
+        buffer = schema.BufferT()
+        buffer.data = np.frombuffer(np.ascontiguousarray(values, np.float32).tobytes(), np.uint8)
+        model.buffers.append(buffer)
+        constants.append(_new_tensor(model, tensor))
+        tensor.type, tensor.quantization, tensor.buffer = schema.TensorType.FLOAT32, None, len(model.buffers) - 1
+    conv.inputs, conv.outputs = [entry, *constants], [exit_]
+    graph.operators[at : at + 1] = [into, conv, out]
+
+
+def _find_convolution(model: Any, schema: Any, steps: NDArray[np.int8]) -> int:
+    (graph,) = model.subgraphs
+    for at, op in enumerate(graph.operators):
+        if model.operatorCodes[op.opcodeIndex].builtinCode == schema.BuiltinOperator.CONV_2D:
+            weight = graph.tensors[op.inputs[1]]
+            stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8)
+            if tuple(weight.shape) == steps.shape and np.array_equal(stored, steps.ravel()):
+                return at
+    raise EguotError("TFLite: a layer to be put back to float is no plain convolution in the file")
 
 
 def _widen_int16_biases(model: Any, schema: Any) -> None:

@@ -1,0 +1,130 @@
+"""The file formats: what each can hold and how a file of it is written, given its spec, and run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eguot_compress.fake_quant import QuantState
+from eguot_compress.parity import run_tflite
+from eguot_sdk.ispfile import embed_spec
+from eguot_sdk.spec import IspSpec, Precision, TensorSpec
+from eguot_train.isps.base import IspNet
+
+from .coreml import embed_coreml, run_coreml, write_coreml
+from .onnx_file import embed_onnx, run_onnx, write_onnx
+from .tflite import to_tflite
+
+Format = Literal["tflite", "coreml", "onnx"]
+Stored = NDArray[np.generic]
+
+
+class Write(Protocol):
+    """Writes a file without a spec."""
+
+    def __call__(
+        self, net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None
+    ) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFormat:
+    """One format. `run`: stored input in the layout of the file -> stored output."""
+
+    suffix: str
+    precisions: tuple[Precision, ...]
+    layout: Literal["NHWC", "NCHW"]
+    fixed_tile: bool
+    runtime: str
+    """What `run` is, for reports."""
+    write: Write
+    embed: Callable[[Path, IspSpec], None]
+    run: Callable[[Path, Stored], Stored]
+    inputs: dict[Precision, TensorSpec]
+    """How input is stored; float32 where not listed."""
+    outputs: dict[Precision, TensorSpec]
+
+
+def _write_tflite(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
+    path.write_bytes(to_tflite(net, precision, side=side, state=state))
+
+
+def _embed_tflite(path: Path, spec: IspSpec) -> None:
+    path.write_bytes(embed_spec(path.read_bytes(), spec))
+
+
+def _on_tensors(run: Callable[[Path, Tensor], Tensor]) -> Callable[[Path, Stored], Stored]:
+    def on_arrays(path: Path, stored: Stored) -> Stored:
+        return run(path, torch.from_numpy(stored)).numpy()
+
+    return on_arrays
+
+
+def _f32(value: float) -> float:
+    return float(np.float32(value))
+
+
+INT8 = TensorSpec(dtype="int8", scale=_f32(1 / 255), zero_point=-128)
+INT16 = TensorSpec(dtype="int16", scale=_f32(1 / 32767), zero_point=0)
+
+FORMATS: dict[Format, FileFormat] = {
+    "tflite": FileFormat(
+        suffix="tflite",
+        precisions=("fp32", "fp16", "w8", "w8a8", "w8a16"),
+        layout="NHWC",
+        fixed_tile=False,
+        runtime="LiteRT",
+        write=_write_tflite,
+        embed=_embed_tflite,
+        run=run_tflite,
+        inputs={"w8a8": INT8, "w8a16": INT16},
+        outputs={"w8a8": INT8},
+    ),
+    "coreml": FileFormat(
+        suffix="mlpackage",
+        precisions=("fp32", "fp16", "w8", "w8a8"),
+        layout="NCHW",
+        fixed_tile=True,
+        runtime="evaluated op by op, not run on Apple hardware",
+        write=write_coreml,
+        embed=embed_coreml,
+        run=_on_tensors(run_coreml),
+        inputs={},
+        outputs={},
+    ),
+    "onnx": FileFormat(
+        suffix="onnx",
+        precisions=("fp32", "fp16", "w8", "w8a8"),
+        layout="NCHW",
+        fixed_tile=False,
+        runtime="onnxruntime",
+        write=write_onnx,
+        embed=embed_onnx,
+        run=_on_tensors(run_onnx),
+        inputs={},
+        outputs={},
+    ),
+}
+
+
+def as_stored(planes: Tensor, spec: IspSpec) -> Stored:
+    """[N, 4, h, w] in [0, 1] -> the input as the file stores it, in its layout."""
+    from eguot_sdk.ingest import quantise
+
+    axes: Any = (0, 2, 3, 1) if spec.layout == "NHWC" else (0, 1, 2, 3)
+    return np.ascontiguousarray(quantise(planes.permute(*axes).numpy(), spec.input))
+
+
+def from_stored(stored: Stored, spec: IspSpec) -> Tensor:
+    """The output as the file stores it -> real values [N, 3, 2h, 2w]."""
+    from eguot_sdk.ingest import dequantise
+
+    real = torch.from_numpy(dequantise(stored, spec.output).copy())
+    return real.permute(0, 3, 1, 2) if spec.layout == "NHWC" else real
