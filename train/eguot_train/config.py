@@ -19,6 +19,8 @@ from .psi import Family
 
 Mode = Literal["unpaired", "paired", "mixed", "supervised"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+ExpertName = Literal["colour", "structure", "frequency"]
+EXPERTS: tuple[ExpertName, ...] = get_args(ExpertName)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,7 @@ class TrainConfig:
     """Adam learning rate of the potential; cosine to 10% of it."""
     ema: float = 0.999
     """Decay of the weight average, warmed up from step 1."""
-    transport: float = 0.25
+    transport: float = 0.03
     """Share of the transport term: norm of its image gradient over the fidelity term's. 0 switches it off."""
     pseudo: float = 1.0
     """Weight of the pseudo-pair term in unpaired and mixed mode. 0 switches it off."""
@@ -66,7 +68,7 @@ class TrainConfig:
     alpha_start: float = 10.0
     """Strength at the first step (near balanced); falls to `alpha` over `alpha_fraction` of the steps."""
     alpha_fraction: float = 0.1
-    cost_strength: float = 4.0
+    cost_strength: float = 1.0
     """Cost of unrelated content in units of the divergence."""
     cost_weights: tuple[float, float, float, float] = (0.0, 0.25, 0.10, 0.65)
     """Shares of pixels (C0), low-pass (C1), mean colour (DC) and structure (C2)."""
@@ -79,6 +81,14 @@ class TrainConfig:
     r1_every: int = 8
     warmup: float = 0.05
     """Fraction of the steps before the transport term acts on the network."""
+    experts: tuple[ExpertName, ...] = ()
+    """Experts on the committee (`--set experts=colour,frequency`); none switches it off. Supervised runs have none."""
+    omega: tuple[float, float, float] = (0.1, 0.075, 0.075)
+    """Shares of the colour, structure and frequency experts, as `transport` is one."""
+    experts_width: int = 16
+    """Size of the experts' networks; 64 is METHOD.md's."""
+    lr_experts: float = 1e-4
+    """Adam learning rate of the experts; cosine to 10% of it."""
     checkpoint_every: int = 250
     val_every: int = 500
     sheet_every: int = 1000
@@ -96,6 +106,7 @@ class TrainConfig:
             "r1_every",
             "potential_width",
             "potential_reduce",
+            "experts_width",
         ):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1, not {getattr(self, key)}")
@@ -107,9 +118,15 @@ class TrainConfig:
         for key in ("transport", "pseudo", "r1", "cost_strength"):
             if getattr(self, key) < 0:
                 raise UsageError(f"{key} must not be negative, not {getattr(self, key)}")
-        for key in ("lr", "lr_potential", "alpha", "alpha_start"):
+        for key in ("lr", "lr_potential", "lr_experts", "alpha", "alpha_start"):
             if not getattr(self, key) > 0:
                 raise UsageError(f"{key} must be positive, not {getattr(self, key)}")
+        if set(self.experts) - set(EXPERTS) or len(set(self.experts)) < len(self.experts):
+            raise UsageError(f"experts must be different ones of {', '.join(EXPERTS)}, not {', '.join(self.experts)}")
+        if min(self.omega) <= 0:
+            raise UsageError(f"omega must be positive (leave an expert out of experts instead), not {self.omega}")
+        if "frequency" in self.experts and self.crop < 32:
+            raise UsageError(f"the frequency expert needs a crop of at least 32 packed pixels, not {self.crop}")
 
     @property
     def unpaired(self) -> bool:
@@ -134,9 +151,7 @@ class TrainConfig:
             unknown = sorted(set(data) - known)
             if unknown:
                 raise CheckpointError(f"config: unknown key {unknown[0]!r}")
-            if "cost_weights" in data:
-                data["cost_weights"] = tuple(data["cost_weights"])
-            return cls(**data)
+            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"config: not a run's config.json ({error})") from error
 
@@ -158,6 +173,8 @@ def _parse(key: str, value: str, kind: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         if kind in (int, float):
             return kind(value)
+        if kind == tuple[ExpertName, ...]:
+            return tuple(value.split(",")) if value else ()
         if get_origin(kind) is tuple:
             numbers = tuple(float(v) for v in value.split(","))
             if len(numbers) != len(get_args(kind)):
