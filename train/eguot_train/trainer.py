@@ -1,8 +1,9 @@
 """The training loop: one function from a config to a run folder, read top to bottom.
 
-Each step: the potential sees renderings T(x) and targets y (METHOD.md 1.2); then the network takes one step on
-fidelity (pairs, or pseudo-pairs weighted by w(y)) plus transport c(x, T(x)) - v(T(x)). Terms are balanced by the
-norm of their gradient on the rendered picture, so `transport` is a share and not a weight to be tuned per data set.
+Each step: the potential, then the experts, see renderings T(x) and targets y (METHOD.md 1.2, 3); then the network takes
+one step on fidelity (pairs, or pseudo-pairs weighted by w(y)) plus transport c(x, T(x)) - v(T(x)) plus the experts'
+losses. Terms are balanced by the norm of their gradient on the rendered picture, so `transport` and `omega` are
+shares and not weights to be tuned per data set.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,11 @@ from .checkpoint import (
     save_checkpoint,
     write_file,
 )
-from .config import TrainConfig
+from .config import EXPERTS, TrainConfig
 from .cost import Cost
 from .data.batches import Batch, Batches, Sources, load_sources, pictures
+from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
+from .isps import IspNet
 from .losses import pair_loss, supervised_loss
 from .potential import Potential, gradient_penalty
 from .psi import Psi
@@ -70,11 +73,34 @@ class Fixed:
     """Median pair loss between unrelated pictures, so pair costs and transport costs share one scale."""
 
 
-def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callable[[str], None] | None = None) -> Path:
+@dataclass(slots=True)
+class Judged:
+    """What the potential and the experts see in one step; nothing of it carries a gradient."""
+
+    fake: Tensor
+    """Renderings [B, 3, H, W] of unpaired raws, then of the pairs' raws."""
+    fake_reference: Tensor
+    cost: Tensor
+    """Of each rendering [B], in units of the divergence."""
+    real: Tensor
+    """Targets, then the pairs' truths."""
+    real_reference: Tensor | None
+    """Reference renderings of the raws that the reals came from, or would have."""
+
+
+def train(
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    own_experts: Sequence[tuple[Expert, float]] = (),
+    echo: Callable[[str], None] | None = None,
+) -> Path:
     """Train as `config` says into the run folder `out`, and return it.
 
-    `resume` continues the run in `out` with the config saved there. Raises UsageError when `out` exists and
-    `resume` is not given, TrainingDiverged when a health gate trips.
+    `resume` continues the run in `out` with the config saved there. `own_experts` join the committee, each with its
+    share (see `experts.base`); give them again to resume. Raises UsageError when `out` exists and `resume` is not
+    given, TrainingDiverged when a health gate trips.
     """
     out = Path(out)
     echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -105,28 +131,38 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
     ema.requires_grad_(False)
     opt_net = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
+    committee = build_committee(config, own_experts)
+    if committee is not None:
+        committee.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if tensors:
         for name, module in (("net", net), ("ema", ema), ("potential", potential)):
             load_weights(module, part(name, tensors), "checkpoint")
         restore_optimizer(opt_net, part("opt_net", tensors))
         restore_optimizer(opt_potential, part("opt_potential", tensors))
+        if committee is not None:
+            committee.restore(part("committee", tensors))
 
     reference = Reference(fixed.alignment)
     psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
-    batches = Batches(config, sources, fixed.alignment)
+    batches = Batches(config, sources, fixed.alignment, experts=committee is not None)
     log = RunLog(out, start, config.steps, echo)
     for step, batch in batches.stream(start, config.steps):
         batch = _to(batch, device)
-        _set_rates(config, step, opt_net, opt_potential)
+        _set_rates(config, step, opt_net, opt_potential, committee)
         alpha = _alpha(config, step)
         psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
         logged: dict[str, Any] = {}
         weights = None
-        if config.transport > 0 and config.mode != "supervised":
-            weights = _potential_step(
-                config, step, batch, net, potential, opt_potential, reference, fixed, psi_source, psi_target, logged
-            )
-        _map_step(config, step, batch, net, potential, opt_net, reference, fixed, norms, weights, logged)
+        if config.mode != "supervised" and (config.transport > 0 or committee is not None):
+            judged = _judged(config, batch, net, reference, fixed)
+            if config.transport > 0:
+                weights = _potential_step(
+                    config, step, judged, potential, opt_potential, psi_source, psi_target, logged
+                )
+            if committee is not None:
+                seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
+                logged.update(committee.step(*seen, weights))
+        _map_step(config, step, batch, net, potential, committee, opt_net, reference, fixed, norms, weights, logged)
         _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
         _check_health(logged, step)
 
@@ -144,6 +180,7 @@ def train(config: TrainConfig, out: Path, *, resume: bool = False, echo: Callabl
                 **prefixed("potential", potential.state_dict()),
                 **prefixed("opt_net", optimizer_tensors(opt_net)),
                 **prefixed("opt_potential", optimizer_tensors(opt_potential)),
+                **prefixed("committee", committee.tensors() if committee is not None else {}),
             }
             save_checkpoint(out, done, kept, _state(fixed, norms, sources))
     log.close()
@@ -241,35 +278,53 @@ def _state(fixed: Fixed, norms: dict[str, float], sources: Sources) -> dict[str,
     }
 
 
+def build_committee(config: TrainConfig, own: Sequence[tuple[Expert, float]] = ()) -> Committee | None:
+    """The experts that `config` names, then one's own with their shares; None without any, and in supervised mode."""
+    if config.mode == "supervised" or not (config.experts or own):
+        return None
+    shipped = {"colour": ColourExpert, "structure": StructureExpert, "frequency": FrequencyExpert}
+    experts = [shipped[name](config.experts_width) for name in config.experts]
+    shares = [config.omega[EXPERTS.index(name)] for name in config.experts]
+    return Committee([*experts, *(e for e, _ in own)], [*shares, *(share for _, share in own)], lr=config.lr_experts)
+
+
+@torch.no_grad()
+def _judged(config: TrainConfig, batch: Batch, net: IspNet, reference: Reference, fixed: Fixed) -> Judged:
+    """Render the batch's raws, and put reals and references beside them."""
+    fakes, references, costs, reals, real_references = [], [], [], [], []
+    if batch.raw_v is not None and batch.target is not None:
+        fakes.append(net(batch.raw_v))
+        references.append(reference(batch.raw_v))
+        costs.append(fixed.cost(references[-1], fakes[-1]))
+        reals.append(batch.target)
+        if batch.pseudo is not None:
+            real_references.append(reference(batch.pseudo))
+    if batch.pair_raw is not None and batch.pair_truth is not None:
+        fakes.append(net(batch.pair_raw))
+        references.append(reference(batch.pair_raw))
+        costs.append(config.cost_strength / fixed.pair_scale * pair_loss(fakes[-1], batch.pair_truth))
+        reals.append(batch.pair_truth)
+        real_references.append(references[-1])
+    whole = len(real_references) == len(reals)
+    return Judged(
+        torch.cat(fakes), torch.cat(references), torch.cat(costs), torch.cat(reals),
+        torch.cat(real_references) if whole else None,
+    )  # fmt: skip
+
+
 def _potential_step(
     config: TrainConfig,
     step: int,
-    batch: Batch,
-    net: torch.nn.Module,
+    judged: Judged,
     potential: Potential,
     optimizer: torch.optim.Optimizer,
-    reference: Reference,
-    fixed: Fixed,
     psi_source: Psi,
     psi_target: Psi,
     logged: dict[str, Any],
 ) -> Tensor:
     """One step of v on fakes and reals; returns the targets' outlier weights w(y), mean 1."""
-    fakes, costs, reals = [], [], []
-    with torch.no_grad():
-        if batch.raw_v is not None and batch.target is not None:
-            rendered = net(batch.raw_v)
-            fakes.append(rendered)
-            costs.append(fixed.cost(reference(batch.raw_v), rendered))
-            reals.append(batch.target)
-        if batch.pair_raw is not None and batch.pair_truth is not None:
-            rendered = net(batch.pair_raw)
-            fakes.append(rendered)
-            costs.append(config.cost_strength / fixed.pair_scale * pair_loss(rendered, batch.pair_truth))
-            reals.append(batch.pair_truth)
-    real = torch.cat(reals)
-    v_fake, v_real = potential(torch.cat(fakes)), potential(real)
-    cost = torch.cat(costs)
+    real, cost = judged.real, judged.cost
+    v_fake, v_real = potential(judged.fake), potential(real)
     loss = psi_source.star(v_fake - cost).mean() + psi_target.star(-v_real).mean()
     if psi_source.family == psi_target.family == "linear":
         loss = loss + LINEAR_PULL * torch.cat([v_fake, v_real]).mean().square()
@@ -291,8 +346,9 @@ def _map_step(
     config: TrainConfig,
     step: int,
     batch: Batch,
-    net: torch.nn.Module,
+    net: IspNet,
     potential: Potential,
+    committee: Committee | None,
     optimizer: torch.optim.Optimizer,
     reference: Reference,
     fixed: Fixed,
@@ -300,17 +356,18 @@ def _map_step(
     weights: Tensor | None,
     logged: dict[str, Any],
 ) -> None:
-    """One step of the network on fidelity and transport.
+    """One step of the network on fidelity, transport and the experts' losses.
 
     All renderings come from one forward pass; every term's gradient is taken on the picture, the terms are
     balanced there, and the sum goes back through the network once.
     """
-    inputs = [x for x in (batch.raw_t, batch.pseudo, batch.pair_raw) if x is not None]
+    pseudo = batch.pseudo if config.pseudo > 0 else None
+    inputs = [x for x in (batch.raw_t, pseudo, batch.pair_raw) if x is not None]
     rendered = net(torch.cat(inputs))
     leaf = rendered.detach().requires_grad_(True)
     parts = iter(leaf.split([len(x) for x in inputs]))
     t_raw = next(parts) if batch.raw_t is not None else None
-    t_pseudo = next(parts) if batch.pseudo is not None else None
+    t_pseudo = next(parts) if pseudo is not None else None
     t_pair = next(parts) if batch.pair_raw is not None else None
 
     terms: list[tuple[str, Tensor, float]] = []  # name, loss, share of the fidelity term's gradient norm
@@ -337,6 +394,9 @@ def _map_step(
     elif t_raw is not None and not terms:  # no fidelity term yet: start from the reference rendering
         assert batch.raw_t is not None
         terms.append(("warmup", (t_raw - reference(batch.raw_t)).abs().mean(), 1.0))
+    if committee is not None and (beta := _beta(step / config.steps)) > 0:
+        for name, loss in _expert_losses(batch, committee, t_raw, t_pair, reference, weights).items():
+            terms.append((name, loss, beta * committee.omega[name]))
 
     total = torch.zeros_like(leaf)
     for name, loss, share in terms:
@@ -352,11 +412,49 @@ def _map_step(
     optimizer.step()
 
 
+def _expert_losses(
+    batch: Batch,
+    committee: Committee,
+    t_raw: Tensor | None,
+    t_pair: Tensor | None,
+    reference: Reference,
+    weights: Tensor | None,
+) -> dict[str, Tensor]:
+    """Losses of the renderings against this step's reals, in the order of `Judged`."""
+    fakes, references, reals, real_references = [], [], [], []
+    if t_raw is not None and batch.raw_t is not None and batch.target is not None and batch.pseudo is not None:
+        fakes.append(t_raw)
+        references.append(reference(batch.raw_t))
+        reals.append(batch.target)
+        real_references.append(reference(batch.pseudo))
+    if t_pair is not None and batch.pair_raw is not None and batch.pair_truth is not None:
+        fakes.append(t_pair)
+        references.append(reference(batch.pair_raw))
+        reals.append(batch.pair_truth)
+        real_references.append(references[-1])
+    return committee.losses(
+        torch.cat(fakes), torch.cat(reals), torch.cat(references), torch.cat(real_references), weights
+    )
+
+
+def _beta(progress: float) -> float:
+    """Strength of the experts over the run: 0 for 5%, linear to 1 at 20%, from 80% down to a quarter."""
+    rise, fall = (progress - 0.05) / 0.15, (progress - 0.8) / 0.2
+    return min(max(rise, 0.0), 1.0) * (1 - 0.75 * min(max(fall, 0.0), 1.0))
+
+
 def _set_rates(
-    config: TrainConfig, step: int, opt_net: torch.optim.Optimizer, opt_potential: torch.optim.Optimizer
+    config: TrainConfig,
+    step: int,
+    opt_net: torch.optim.Optimizer,
+    opt_potential: torch.optim.Optimizer,
+    committee: Committee | None,
 ) -> None:
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    for optimizer, rate, floor in ((opt_net, config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)):
+    rates = [(opt_net, config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)]
+    if committee is not None:
+        rates.append((committee.optimizer, config.lr_experts, 0.1))
+    for optimizer, rate, floor in rates:
         for group in optimizer.param_groups:
             group["lr"] = rate * (floor + (1 - floor) * cosine)
 

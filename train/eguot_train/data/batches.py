@@ -95,14 +95,16 @@ def load_sources(config: TrainConfig) -> Sources:
 class Batches:
     """Draws batches from sources; `at(step)` is a pure function of the seed, the rank and the step."""
 
-    def __init__(self, config: TrainConfig, sources: Sources, alignment: Alignment, *, rank: int = 0) -> None:
+    def __init__(
+        self, config: TrainConfig, sources: Sources, alignment: Alignment, *, rank: int = 0, experts: bool = False
+    ) -> None:
         self._config = config
         self._rank = rank
         self._raws = self._photos = self._pseudo = self._pairs = None
         if config.unpaired:
             self._raws = RawCrops(sources.frames, config.color_input, config.crop)
             self._photos = PhotoCrops(sources.photos, config.crop)
-            if config.pseudo > 0:
+            if config.pseudo > 0 or experts:  # experts see a target beside the reference rendering of its raw
                 self._pseudo = PseudoRaws(sources.frames, alignment, config.color_input)
         if config.paired:
             frames = [pair.frame() for pair in sources.pairs]
