@@ -26,6 +26,7 @@ from .cost import LUMA
 
 KNOTS = 65
 MIN_SLOPE = 0.05
+CHROMA_LIMITS = (0.1, 10.0)
 SAMPLES = 1500
 RELAXATION, ENTROPY = 0.1, 2e-3
 ROUNDS, SINKHORN_STEPS, DAMPING = 12, 40, 0.5
@@ -196,10 +197,14 @@ def _quantiles(
 
 
 def _monge_kantorovich(s1: NDArray[np.float64], s2: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The linear map with A s1 A^T = s2 that moves least: s1^-1/2 (s1^1/2 s2 s1^1/2)^1/2 s1^-1/2."""
+    """The linear map with A s1 A^T = s2 that moves least: s1^-1/2 (s1^1/2 s2 s1^1/2)^1/2 s1^-1/2.
+
+    Its stretches are kept within CHROMA_LIMITS, so that a folder of black-and-white photos gives a map as well.
+    """
     root = _root(s1)
     inverse = np.linalg.inv(root)
-    return np.asarray(inverse @ _root(root @ s2 @ root) @ inverse)
+    values, vectors = np.linalg.eigh(inverse @ _root(root @ s2 @ root) @ inverse)
+    return np.asarray(vectors @ np.diag(values.clip(*CHROMA_LIMITS)) @ vectors.T)
 
 
 def _root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,213 @@
+"""The reference rendering R(x) and its alignment: POT, closed forms, planted answers, flat fields and edges (T10)."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from eguot_sdk.errors import UsageError
+from eguot_sdk.ingest import ingest_frame
+from eguot_sdk.raw import RawFrame
+from eguot_sdk.spec import ColorInput
+from eguot_train.cost import LUMA
+from eguot_train.data.scenes import make_scene
+from eguot_train.reference import KNOTS, Alignment, Reference, fit_alignment, unbalanced_marginals
+
+PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
+CURVE = tuple(float(x) for x in np.linspace(0, 1, KNOTS) * (1.35 - 0.35 * np.linspace(0, 1, KNOTS)))
+KNOWN = Alignment(CURVE, ((1.25, 0.08), (0.08, 1.1)))
+
+
+@cache
+def pool() -> Tensor:
+    """8x8 means of scenes in random order, [4320, 3]: colours as they are in pictures."""
+    scenes = np.stack([make_scene(i, 96, 96) for i in range(30)])
+    means = scenes.reshape(30, 12, 8, 12, 8, 3).mean((2, 4)).reshape(-1, 3) / 255
+    return torch.from_numpy(np.random.default_rng(0).permutation(means).astype(np.float32))
+
+
+def colours(count: int, part: int) -> Tensor:
+    """`count` colours [count, 3], others for each part: the same statistics, no colour in common."""
+    return pool()[part * count : (part + 1) * count]
+
+
+def mapped(alignment: Alignment, samples: Tensor) -> Tensor:
+    return alignment.apply(samples.T[None, :, :, None])[0, :, :, 0].T
+
+
+def luma_of(rgb: Tensor) -> Tensor:
+    return (rgb * torch.tensor(LUMA, dtype=rgb.dtype)[None, :, None, None]).sum(1)
+
+
+@pytest.mark.parametrize(("relaxation", "entropy"), [(0.1, 0.02), (1.0, 0.05), (0.03, 0.01)])
+def test_marginals_are_those_of_pot(relaxation: float, entropy: float) -> None:
+    ot = pytest.importorskip("ot")
+    rng = np.random.default_rng(0)
+    cost = rng.random((30, 40))
+    a, b = rng.random(30) + 0.1, rng.random(40) + 0.1
+    a, b = a / a.sum(), b / b.sum()
+    plan = ot.unbalanced.sinkhorn_unbalanced(
+        a, b, cost, entropy, relaxation, reg_type="kl", numItermax=20_000, stopThr=1e-14
+    )
+    rows, columns, _ = unbalanced_marginals(
+        torch.from_numpy(cost), torch.from_numpy(a), torch.from_numpy(b), relaxation=relaxation, entropy=entropy,
+        steps=2000,
+    )  # fmt: skip
+    np.testing.assert_allclose(rows, plan.sum(1), atol=1e-8)
+    np.testing.assert_allclose(columns, plan.sum(0), atol=1e-8)
+
+
+def test_potentials_warm_start_the_next_call() -> None:
+    rng = np.random.default_rng(1)
+    cost, a = torch.from_numpy(rng.random((20, 20))), torch.full((20,), 0.05, dtype=torch.float64)
+    done = unbalanced_marginals(cost, a, a, steps=3000)
+    again = unbalanced_marginals(cost, a, a, done[2], steps=1)
+    torch.testing.assert_close(again[0], done[0], rtol=1e-8, atol=1e-12)
+    cold = unbalanced_marginals(cost, a, a, steps=1)
+    assert (cold[0] - done[0]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_invert_undoes_apply(dtype: torch.dtype) -> None:
+    """Inside the range and a little beyond it."""
+    rgb = torch.rand(2, 3, 20, 20, dtype=dtype, generator=torch.manual_seed(0)) * 1.2 - 0.1
+    atol = 1e-5 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(KNOWN.invert(KNOWN.apply(rgb)), rgb, rtol=0, atol=atol)
+    torch.testing.assert_close(KNOWN.apply(KNOWN.invert(rgb)), rgb, rtol=0, atol=atol)
+    torch.testing.assert_close(Alignment().apply(rgb), rgb, rtol=0, atol=atol)
+
+
+def test_greys_stay_grey_and_rise() -> None:
+    grey = torch.linspace(-0.1, 1.1, 500, dtype=torch.float64)
+    out = KNOWN.apply(grey[None, None, :, None].expand(1, 3, -1, 1))[0, :, :, 0]
+    assert (out - out[0]).abs().max() < 1e-12
+    assert (out[0].diff() > 0).all()
+    inside = (grey >= 0) & (grey <= 1)
+    np.testing.assert_allclose(out[0][inside], grey[inside] * (1.35 - 0.35 * grey[inside]), atol=1e-4)
+
+
+def test_luma_follows_the_curve_and_chroma_the_matrix() -> None:
+    rgb = torch.rand(1, 3, 8, 8, dtype=torch.float64, generator=torch.manual_seed(0))
+    out = KNOWN.apply(rgb)
+    y, toned = luma_of(rgb), luma_of(out)
+    np.testing.assert_allclose(toned, y * (1.35 - 0.35 * y), atol=1e-4)
+    chroma = torch.stack([rgb[:, 0] - y, rgb[:, 2] - y])
+    expected = torch.einsum("ij,j...->i...", torch.tensor(KNOWN.chroma, dtype=rgb.dtype), chroma)
+    torch.testing.assert_close(torch.stack([out[:, 0] - toned, out[:, 2] - toned]), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_planted_alignment_is_found(weighted: bool) -> None:
+    """Different colours of the same statistics on both sides: no pairs, and the map comes back."""
+    source, target = colours(700, 0), mapped(KNOWN, colours(700, 1))
+    found = fit_alignment(source, target, weighted=weighted)
+    probe = colours(1000, 3)
+    error = (mapped(found, probe) - mapped(KNOWN, probe)).square().mean().sqrt()
+    before = (probe - mapped(KNOWN, probe)).square().mean().sqrt()
+    assert float(error) < 0.02
+    assert float(error) < 0.25 * float(before)
+
+
+def test_weights_discount_what_one_side_lacks() -> None:
+    """One target colour in twenty is a saturated green; unbalanced weights keep most of the damage away."""
+    source, clean = colours(600, 0), mapped(KNOWN, colours(600, 1))
+    green = torch.tensor([0.15, 0.8, 0.1]) + 0.05 * torch.randn(30, 3, generator=torch.manual_seed(0))
+    target = torch.cat([clean, green])
+    probe = colours(1000, 3)
+    truth = mapped(KNOWN, probe)
+
+    def error(alignment: Alignment) -> float:
+        return float((mapped(alignment, probe) - truth).square().mean().sqrt())
+
+    plain = error(fit_alignment(source, target, weighted=False))
+    weighted = error(fit_alignment(source, target, weighted=True))
+    assert weighted < 0.6 * plain
+    # Prior weights, such as w(y) of a trained potential, do it as well.
+    prior = torch.cat([torch.ones(600), torch.full((30,), 1e-3)])
+    assert error(fit_alignment(source, target, weighted=False, target_weights=prior)) < 0.6 * plain
+
+
+def test_the_fit_depends_on_the_samples_alone() -> None:
+    source, target = colours(300, 0), colours(300, 1)
+    torch.manual_seed(1)
+    one = fit_alignment(source, target)
+    torch.manual_seed(2)
+    torch.rand(10)
+    assert fit_alignment(source, target) == one
+
+
+def test_a_fit_is_monotone_and_invertible_whatever_the_samples() -> None:
+    rng = torch.manual_seed(0)
+    for source, target in (
+        (torch.full((200, 3), 0.5), torch.rand(200, 3, generator=rng)),
+        (torch.rand(200, 3, generator=rng), torch.full((200, 3), 0.2)),
+        (torch.rand(200, 3, generator=rng) ** 6, 1 - torch.rand(200, 3, generator=rng) ** 6),
+        (torch.rand(200, 1, generator=rng).expand(-1, 3), torch.rand(200, 3, generator=rng)),
+    ):
+        found = fit_alignment(source, target)
+        assert (np.diff(found.tone) > 0).all()
+        probe = torch.rand(1, 3, 9, 9, generator=rng)
+        torch.testing.assert_close(found.invert(found.apply(probe)), probe, rtol=0, atol=2e-3)
+
+
+def test_what_is_no_alignment_is_refused() -> None:
+    with pytest.raises(UsageError, match="65 strictly rising"):
+        Alignment(tone=(0.0,) * KNOTS)
+    with pytest.raises(UsageError, match="65 strictly rising"):
+        Alignment(tone=(0.0, 1.0))
+    with pytest.raises(UsageError, match="not invertible"):
+        Alignment(chroma=((1.0, 1.0), (1.0, 1.0)))
+
+
+def render(mosaic: np.ndarray, cfa: str, gains: tuple[float, float, float], color_input: ColorInput) -> Tensor:
+    matrix = np.array([[1.6, -0.5, -0.1], [-0.2, 1.5, -0.3], [0.0, -0.6, 1.6]])
+    frame = RawFrame.from_array(
+        mosaic, cfa=cfa, black=(64.0,) * 4, white=(16383.0,) * 4, white_balance=gains, matrix=matrix
+    )
+    planes, (y, x) = ingest_frame(frame, color_input=color_input)
+    rgb = Reference()(torch.from_numpy(planes).permute(2, 0, 1)[None])[0]
+    return rgb[:, y : y + frame.height, x : x + frame.width]
+
+
+def mosaic_of(linear: np.ndarray, cfa: str, gains: tuple[float, float, float]) -> np.ndarray:
+    """Counts of a grey scene [H, W] in [0, 1] as this sensor sees it."""
+    out = np.empty(linear.shape)
+    for y in (0, 1):
+        for x in (0, 1):
+            gain = gains["RGB".index(cfa[2 * y + x])]
+            out[y::2, x::2] = linear[y::2, x::2] / gain
+    return np.rint(64 + out * (16383 - 64)).astype(np.uint16)
+
+
+@pytest.mark.parametrize("cfa", PHASES)
+def test_a_flat_grey_raw_is_flat_grey(cfa: str) -> None:
+    """T10."""
+    gains = (2.1, 1.0, 1.6)
+    for level in (0.02, 0.2, 0.5):
+        rgb = render(mosaic_of(np.full((32, 40), level), cfa, gains), cfa, gains, "srgb")
+        np.testing.assert_allclose(rgb, level ** (1 / 2.2), atol=1.5e-3)
+
+
+@pytest.mark.parametrize("cfa", PHASES)
+@pytest.mark.parametrize("at", [20, 21])
+@pytest.mark.parametrize("across", [True, False])
+def test_an_edge_stays_where_it_is(cfa: str, at: int, across: bool) -> None:
+    """T10: a step edge lies within half a pixel of where the raw has it.
+
+    The area under the profile tells where a sharp edge of the same area would lie. Red and blue sit half a pixel off the
+    centre of their cell on opposite sides, so each may be a pixel off where an edge splits a cell.
+    """
+    scene = np.full((40, 40), 0.1)
+    scene[:, at:] = 0.5
+    gains = (2.1, 1.0, 1.6)
+    rgb = render(mosaic_of(scene if across else scene.T, cfa, gains), cfa, gains, "camera")
+    profile = (rgb if across else rgb.transpose(1, 2))[:, 8:32].mean(1).numpy()
+    dark, bright = profile[:, 5:6], profile[:, 35:36]
+    place = 40 - ((profile - dark) / (bright - dark)).sum(1)
+    assert place.mean() == pytest.approx(at, abs=0.1)
+    assert place[1] == pytest.approx(at, abs=0.1)
+    assert place == pytest.approx([at] * 3, abs=1.1)
