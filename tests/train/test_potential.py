@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -42,7 +44,7 @@ def test_size_of_the_network() -> None:
     """Counted layer by layer for METHOD.md's width of 64."""
     widths = [64, 64, 128, 256, 256, 256]
     count = 3 * 9 * 64 + 64
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         count += (9 * a * b + b) + (9 * b * b + b) + a * b
     count += 256 + 1
     assert sum(p.numel() for p in Potential(64).parameters()) == count

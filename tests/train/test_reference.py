@@ -198,7 +198,7 @@ def test_a_flat_grey_raw_is_flat_grey(cfa: str) -> None:
 def test_an_edge_stays_where_it_is(cfa: str, at: int, across: bool) -> None:
     """T10: a step edge lies within half a pixel of where the raw has it.
 
-    The area under the profile tells where a sharp edge of the same area would lie. Red and blue sit half a pixel off the
+    The area under the profile tells where a sharp edge of that area would lie. Red and blue sit half a pixel off the
     centre of their cell on opposite sides, so each may be a pixel off where an edge splits a cell.
     """
     scene = np.full((40, 40), 0.1)
