@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -76,7 +77,7 @@ class TrainConfig:
     """Channels of the potential's first block."""
     potential_reduce: int = 2
     """Factor by which pictures are averaged down for the potential."""
-    r1: float = 1.0
+    r1: float = 20.0
     """Weight gamma of the gradient penalty on v at real targets."""
     r1_every: int = 8
     warmup: float = 0.05
@@ -96,6 +97,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise UsageError(f"mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        for key, kind in get_type_hints(type(self)).items():
+            if not _is(getattr(self, key), kind):
+                raise UsageError(f"{key} must be {_named(kind)}, not {getattr(self, key)!r}")
+        if self.seed < 0:
+            raise UsageError(f"seed must not be negative, not {self.seed}")
         for key in (
             "steps",
             "batch",
@@ -123,6 +129,8 @@ class TrainConfig:
                 raise UsageError(f"{key} must be positive, not {getattr(self, key)}")
         if set(self.experts) - set(EXPERTS) or len(set(self.experts)) < len(self.experts):
             raise UsageError(f"experts must be different ones of {', '.join(EXPERTS)}, not {', '.join(self.experts)}")
+        if min(self.cost_weights) < 0 or max(self.cost_weights) == 0:
+            raise UsageError(f"cost_weights must not be negative and not all 0, not {self.cost_weights}")
         if min(self.omega) <= 0:
             raise UsageError(f"omega must be positive (leave an expert out of experts instead), not {self.omega}")
         if "frequency" in self.experts and self.crop < 32:
@@ -147,12 +155,14 @@ class TrainConfig:
         """Read a saved config. Raises CheckpointError on unknown keys or wrong kinds."""
         try:
             data = json.loads(text)
+            if not isinstance(data, dict):
+                raise TypeError("it holds no object")
             known = {f.name for f in dataclasses.fields(cls)}
             unknown = sorted(set(data) - known)
             if unknown:
                 raise CheckpointError(f"config: unknown key {unknown[0]!r}")
             return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise CheckpointError(f"config: not a run's config.json ({error})") from error
 
     def with_settings(self, settings: Iterable[str]) -> TrainConfig:
@@ -186,4 +196,35 @@ def _parse(key: str, value: str, kind: Any) -> Any:
             return value
         return value
     except (ValueError, KeyError):
-        raise UsageError(f"--set {key}: {value!r} is not a valid {getattr(kind, '__name__', kind)}") from None
+        raise UsageError(f"--set {key}: {value!r} is not {_named(kind)}") from None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    """Whether a value is of a field's type; whole numbers pass for real ones, what is not finite does not."""
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        if kinds[-1] is ...:
+            return isinstance(value, tuple) and all(_is(v, kinds[0]) for v in value)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is, value, kinds))
+    return isinstance(value, kind)
+
+
+def _named(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
+        return f"{len(get_args(kind))} numbers"
+    names = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "a text",
+        str | None: "a text or null",
+    }
+    return names.get(kind, str(kind))
