@@ -161,7 +161,8 @@ class TrainConfig:
             unknown = sorted(set(data) - known)
             if unknown:
                 raise CheckpointError(f"config: unknown key {unknown[0]!r}")
-            return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+            values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+            return cls(**values)
         except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
             raise CheckpointError(f"config: not a run's config.json ({error})") from error
 
