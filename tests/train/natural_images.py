@@ -28,7 +28,7 @@ def natural(count: int, side: int, seed: int, dtype: torch.dtype = torch.float32
         return low + (high - low) * torch.rand(count, 1, 1, 1, generator=generator, dtype=torch.float64)
 
     luma = uniform(0.4, 0.55) + uniform(0.1, 0.16) * fields(count, 1, side, generator)
-    cast = 0.03 * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
+    cast = 0.02 * torch.randn(count, 2, 1, 1, generator=generator, dtype=torch.float64)
     chroma = cast + 0.03 * fields(count, 2, side, generator)
     rgb = torch.cat([luma + chroma[:, :1], luma - 0.5 * chroma.sum(1, keepdim=True), luma + chroma[:, 1:]], 1)
     return rgb.clamp(0.01, 0.99).to(dtype)

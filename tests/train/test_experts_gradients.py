@@ -144,7 +144,7 @@ def closer(committee: Committee, head: int, faulty: Tensor) -> float:
     def error(rgb: Tensor) -> Tensor:
         return (structure(rgb) - structure(truth)).flatten(1).norm(dim=1)
 
-    return float((error(stepped(faulty, gradient, 0.3)) < error(faulty)).float().mean())
+    return float((error(stepped(faulty, gradient, 0.1)) < error(faulty)).float().mean())
 
 
 @pytest.mark.parametrize(
