@@ -29,7 +29,7 @@ def equal(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("mode", ["unpaired", "paired", "mixed", "supervised"])
 def test_a_batch_depends_on_seed_rank_and_step_alone(mode: str, folders: dict[str, str]) -> None:
-    config = TrainConfig(mode=mode, batch=2, crop=24, **folders)  # type: ignore[arg-type]
+    config = TrainConfig(mode=mode, batch=2, crop=32, **folders)  # type: ignore[arg-type]
     sources = load_sources(config)
     one, other = Batches(config, sources, Alignment()), Batches(config, sources, Alignment())
     forward = [one.at(step) for step in range(4)]
@@ -37,7 +37,7 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(mode: str, folders: dict[st
     assert all(equal(a, b) for a, b in zip(forward, backward, strict=True))
     assert not equal(forward[0], forward[1])
     assert not equal(forward[0], Batches(config, sources, Alignment(), rank=1).at(0))
-    reseeded = TrainConfig(mode=mode, batch=2, crop=24, seed=1, **folders)  # type: ignore[arg-type]
+    reseeded = TrainConfig(mode=mode, batch=2, crop=32, seed=1, **folders)  # type: ignore[arg-type]
     assert not equal(forward[0], Batches(reseeded, sources, Alignment()).at(0))
 
     streamed = list(other.stream(1, 4))
@@ -56,14 +56,14 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(mode: str, folders: dict[st
     ],
 )
 def test_each_mode_draws_what_it_needs(mode: str, present: set[str], folders: dict[str, str]) -> None:
-    config = TrainConfig(mode=mode, batch=3, crop=24, **folders)  # type: ignore[arg-type]
+    config = TrainConfig(mode=mode, batch=3, crop=32, **folders)  # type: ignore[arg-type]
     batch = Batches(config, load_sources(config), Alignment()).at(0)
     for name in FIELDS:
         tensor = getattr(batch, name)
         assert (tensor is not None) == (name in present)
         if tensor is not None:
             planes = name in ("raw_v", "raw_t", "pseudo", "pair_raw")
-            assert tensor.shape == ((3, 4, 24, 24) if planes else (3, 3, 48, 48))
+            assert tensor.shape == ((3, 4, 32, 32) if planes else (3, 3, 64, 64))
             assert tensor.dtype == torch.float32
             assert float(tensor.min()) >= 0
             assert float(tensor.max()) <= 1
@@ -71,7 +71,7 @@ def test_each_mode_draws_what_it_needs(mode: str, present: set[str], folders: di
     assert len(batch.target_index) == (3 if "target" in present else 0)
     if mode != "paired" and mode != "supervised":
         assert not torch.equal(batch.raw_v, batch.raw_t)  # type: ignore[arg-type]
-        without = TrainConfig(mode=mode, batch=3, crop=24, pseudo=0.0, **folders)  # type: ignore[arg-type]
+        without = TrainConfig(mode=mode, batch=3, crop=32, pseudo=0.0, **folders)  # type: ignore[arg-type]
         assert Batches(without, load_sources(without), Alignment()).at(0).pseudo is None
 
 

@@ -67,6 +67,8 @@ def test_every_key_can_be_set() -> None:
         ("cost_weights=1,1,1,-1", "must not be negative"),
         ("crop=25", "even number"),
         ("crop=22", "at least 24"),
+        ("crop=24", "at least 32 packed pixels with potential_reduce=2"),
+        ("potential_reduce=8", "at least 128 packed pixels with potential_reduce=8"),
         ("batch=0", "batch must be at least 1"),
         ("seed=-1", "seed must not be negative"),
         ("ema=1.5", "ema must be in 0..1"),

@@ -135,6 +135,9 @@ class TrainConfig:
             raise UsageError(f"omega must be positive (leave an expert out of experts instead), not {self.omega}")
         if "frequency" in self.experts and self.crop < 32:
             raise UsageError(f"the frequency expert needs a crop of at least 32 packed pixels, not {self.crop}")
+        if self.mode != "supervised" and self.transport > 0 and self.crop < 16 * self.potential_reduce:
+            why = f"at least {16 * self.potential_reduce} packed pixels with potential_reduce={self.potential_reduce}"
+            raise UsageError(f"crop must be {why}, not {self.crop}")
 
     @property
     def unpaired(self) -> bool:

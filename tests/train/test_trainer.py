@@ -1,0 +1,407 @@
+"""The training loop on tiny data: modes, limits (METHOD.md T7, T12), kills and resumes, what stops it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_train import trainer
+from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
+from eguot_train.config import MODES, Mode, TrainConfig
+from eguot_train.data.batches import Batch, Batches, load_sources
+from eguot_train.evaluate import evaluate_model
+from eguot_train.losses import pair_loss, supervised_loss
+from eguot_train.potential import Potential
+from eguot_train.reference import Alignment
+from eguot_train.trainer import TrainingDiverged, train
+
+
+def tiny(mode: Mode, folders: dict[str, str], **fields: Any) -> TrainConfig:
+    settings = {
+        "steps": 4,
+        "batch": 2,
+        "crop": 24,
+        "potential_width": 4,
+        "potential_reduce": 1,
+        "weighted_alignment": False,
+        **fields,
+    }
+    return TrainConfig(mode=mode, **{**folders, **settings})
+
+
+def quietly(line: str) -> None:
+    """An echo for runs whose messages no test looks at."""
+
+
+def final(run: Path) -> dict[str, Tensor]:
+    return load_file(checkpoints(run)[-1])
+
+
+def logged(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_trains(mode: Mode, folders: dict[str, str], tmp_path: Path) -> None:
+    config = tiny(mode, folders, val=folders["pairs"])
+    lines: list[str] = []
+    run = train(config, tmp_path / "run", echo=lines.append)
+    assert run == tmp_path / "run"
+    assert TrainConfig.from_json((run / "config.json").read_text()) == config
+    assert [p.name for p in checkpoints(run)] == ["000004.safetensors"]
+    loaded = load_run(run)
+    assert loaded.step == 4
+    torch.manual_seed(config.seed)
+    start = build_isp("qisp-s")
+    assert not same(dict(loaded.net.state_dict()), dict(start.state_dict()))
+    assert set(loaded.state["data"]) == {
+        "unpaired": {"raw", "srgb"}, "mixed": {"raw", "srgb", "pairs"},
+    }.get(mode, {"pairs"})  # fmt: skip
+    assert (run / "sheets" / "000004.jpg").stat().st_size > 1000
+    values = {key: value for line in logged(run) for key, value in line.items()}
+    assert np.isfinite(list(values.values())).all()
+    assert ("loss_v" in values) == (mode != "supervised")
+    assert ("loss_transport" in values) == (mode != "supervised")
+    assert values["val_psnr_db"] == pytest.approx(evaluate_model(run, Path(folders["pairs"])).mean("psnr_db"), abs=1e-4)
+    assert any("step 4/4" in line for line in lines)
+
+
+def plain_loop(config: TrainConfig, loss_of: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """A supervised loop as anyone would write it, on the same batches and schedule."""
+    torch.manual_seed(config.seed)
+    net = build_isp(config.isp).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
+    batches = Batches(config, load_sources(config), Alignment())
+    for step in range(config.steps):
+        batch = batches.at(step)
+        cosine = 0.5 * (1 + np.cos(np.pi * step / config.steps))
+        optimizer.param_groups[0]["lr"] = config.lr * (0.02 + 0.98 * cosine)
+        optimizer.zero_grad()
+        loss_of(net(batch.pair_raw), batch.pair_truth).mean().backward()  # type: ignore[arg-type]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+    return dict(net.state_dict())
+
+
+def test_supervised_training_is_a_plain_loop(folders: dict[str, str], tmp_path: Path) -> None:
+    """T7: 50 steps, parameters equal to the last bit."""
+    config = tiny("supervised", folders, steps=50)
+    run = train(config, tmp_path / "run", echo=quietly)
+    assert same(part("net", final(run)), plain_loop(config, supervised_loss))
+
+
+def test_paired_training_without_transport_is_a_plain_loop(folders: dict[str, str], tmp_path: Path) -> None:
+    """T7: potential and committee off leave the pair loss alone."""
+    config = tiny("paired", folders, steps=50, transport=0.0)
+    run = train(config, tmp_path / "run", echo=quietly)
+    assert same(part("net", final(run)), plain_loop(config, pair_loss))
+
+
+@pytest.mark.parametrize("kept", ["paired", "unpaired"])
+def test_mixed_training_with_one_kind_of_data_is_that_mode(
+    kept: Mode, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T7: losses and parameters are equal, not close."""
+    alone = tiny(kept, folders)
+    sources = load_sources(alone)
+
+    class Half(Batches):
+        """The batches of the one mode, whatever the config."""
+
+        def __init__(self, config: TrainConfig, _sources: Any, alignment: Alignment, **options: Any) -> None:
+            super().__init__(replace(config, mode=kept), sources, alignment, **options)
+
+    fixed = trainer._fit_fixed(alone, sources)
+    one = train(alone, tmp_path / "one", echo=quietly)
+    monkeypatch.setattr(trainer, "Batches", Half)
+    monkeypatch.setattr(trainer, "_fit_fixed", lambda *_: fixed)
+    other = train(replace(alone, mode="mixed"), tmp_path / "other", echo=quietly)
+    assert logged(one) == logged(other)
+    assert same(final(one), final(other))
+
+
+def fingerprint(module: nn.Module) -> tuple[bytes, ...]:
+    return tuple(p.detach().numpy().tobytes() for p in module.parameters())
+
+
+def test_each_step_moves_its_own_network_alone(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T12: v's step leaves T alone, T's step leaves v alone and gives it no gradient; nothing reaches the data."""
+    seen: list[str] = []
+    networks: dict[str, nn.Module] = {}
+
+    def watch(name: str, moving: str, resting: str) -> None:
+        step = getattr(trainer, name)
+
+        def watched(*arguments: Any, **options: Any) -> Any:
+            for argument in (*arguments, *options.values()):
+                if isinstance(argument, Potential):
+                    networks["potential"] = argument
+                elif isinstance(argument, nn.Module) and hasattr(argument, "halo"):
+                    networks["net"] = argument
+            before = {key: fingerprint(net) for key, net in networks.items()}
+            for net in networks.values():
+                net.zero_grad(set_to_none=True)
+            result = step(*arguments, **options)
+            if moving in before:
+                assert fingerprint(networks[moving]) != before[moving]
+            if resting in before:
+                assert fingerprint(networks[resting]) == before[resting]
+                assert all(p.grad is None for p in networks[resting].parameters())
+                seen.append(name)
+            for argument in arguments:
+                if isinstance(argument, Batch):
+                    for tensor in (
+                        argument.raw_t,
+                        argument.raw_v,
+                        argument.target,
+                        argument.pseudo,
+                        argument.pair_truth,
+                    ):
+                        assert tensor is not None
+                        assert not tensor.requires_grad
+                        assert tensor.grad is None
+            return result
+
+        monkeypatch.setattr(trainer, name, watched)
+
+    watch("_potential_step", "potential", "net")
+    watch("_map_step", "net", "potential")
+    train(tiny("mixed", folders, warmup=0.0), tmp_path / "run", echo=quietly)
+    assert seen.count("_map_step") == 4
+    assert seen.count("_potential_step") == 3  # the first one runs before the network was seen
+
+
+def test_weights_are_averaged_from_the_first_step(folders: dict[str, str], tmp_path: Path) -> None:
+    """After one step the average holds a tenth of the start, as its warm-up says."""
+    config = tiny("paired", folders, steps=1)
+    tensors = final(train(config, tmp_path / "run", echo=quietly))
+    torch.manual_seed(config.seed)
+    for key, start in build_isp("qisp-s").state_dict().items():
+        torch.testing.assert_close(tensors[f"ema.{key}"], 0.1 * start + 0.9 * tensors[f"net.{key}"])
+
+
+def test_strength_falls_to_alpha_over_its_fraction() -> None:
+    config = TrainConfig(mode="unpaired", steps=1000, alpha=2.0, alpha_start=32.0, alpha_fraction=0.4)
+    found = [trainer._alpha(config, step) for step in (0, 100, 200, 300, 400, 999)]
+    assert found == pytest.approx([32, 16, 8, 4, 2, 2])
+    assert trainer._alpha(replace(config, alpha_fraction=0.0), 0) == 2
+
+
+# Folders, resumes, kills
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_an_existing_folder_is_refused_and_left_alone(folders: dict[str, str], tmp_path: Path) -> None:
+    run = train(tiny("supervised", folders, steps=1), tmp_path / "run", echo=quietly)
+    before = snapshot(run)
+    with pytest.raises(UsageError, match="already exists: choose another --out, or continue it with --resume"):
+        train(tiny("supervised", folders, steps=1), run, echo=quietly)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="already exists"):
+        train(tiny("supervised", folders), tmp_path / "file", echo=quietly)
+    assert snapshot(run) == before
+    (tmp_path / "empty").mkdir()
+    train(tiny("supervised", folders, steps=1), tmp_path / "empty", echo=quietly)
+
+
+def test_resuming_a_finished_run_changes_nothing(folders: dict[str, str], tmp_path: Path) -> None:
+    run = train(tiny("supervised", folders, steps=2), tmp_path / "run", echo=quietly)
+    before, lines = snapshot(run), []
+    assert train(tiny("supervised", folders, steps=2), run, resume=True, echo=lines.append) == run
+    assert snapshot(run) == before
+    assert lines == ["run: already trained 2 steps, nothing to do"]
+
+
+def test_what_cannot_be_resumed_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    config = tiny("supervised", folders, steps=2, checkpoint_every=1)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        train(config, tmp_path / "absent", resume=True, echo=quietly)
+    assert not (tmp_path / "absent").exists()
+    run = train(config, tmp_path / "run", echo=quietly)
+    with pytest.raises(UsageError, match="is a supervised run and cannot be resumed as paired"):
+        train(replace(config, mode="paired"), run, resume=True, echo=quietly)
+    checkpoints(run)[-1].unlink()
+    pairs = Path(shutil.copytree(folders["pairs"], tmp_path / "pairs"))
+    (run / "config.json").write_text(replace(config, pairs=str(pairs)).to_json())
+    photo = sorted(pairs.glob("*_srgb.png"))[0]
+    photo.write_bytes(sorted(pairs.glob("*_srgb.png"))[1].read_bytes())
+    with pytest.raises(UsageError, match="its data folders have changed"):
+        train(config, run, resume=True, echo=quietly)
+    path = checkpoints(run)[-1]
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(config, run, resume=True, echo=quietly)
+
+
+class Stop(Exception):
+    """Stands for a power cut."""
+
+
+@pytest.mark.parametrize("mode", ["unpaired", "mixed"])
+def test_a_resumed_run_is_the_unbroken_one(
+    mode: Mode, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped before the first checkpoint, and again after it: weights, optimisers and log equal to the last bit."""
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    config = tiny(mode, folders, steps=7, checkpoint_every=3, r1_every=2)
+    unbroken = train(config, tmp_path / "unbroken", echo=quietly)
+    stopped = tmp_path / "stopped"
+    update = trainer._update_ema
+    for at in (2, 5):
+        calls: Iterator[int] = iter(range(100))
+
+        def stop(*arguments: Any, at: int = at, calls: Iterator[int] = calls) -> None:
+            update(*arguments)
+            if next(calls) == at:
+                raise Stop
+
+        monkeypatch.setattr(trainer, "_update_ema", stop)
+        with pytest.raises(Stop):
+            train(config, stopped, resume=stopped.exists(), echo=quietly)
+    monkeypatch.setattr(trainer, "_update_ema", update)
+    assert [p.stem for p in checkpoints(stopped)] == ["000003"]
+    train(config, stopped, resume=True, echo=quietly)
+    assert same(final(stopped), final(unbroken))
+    assert logged(stopped) == logged(unbroken)
+    assert read_checkpoint(checkpoints(stopped)[-1])[1] == read_checkpoint(checkpoints(unbroken)[-1])[1]
+
+
+def kill_and_resume(config: TrainConfig, tmp_path: Path, kills: int, seed: int) -> None:
+    """Train in processes that are killed at random moments; every checkpoint left is whole, the end is the same."""
+    unbroken = train(config, tmp_path / "unbroken", echo=quietly)
+    out = tmp_path / "killed"
+    code = f"""
+import sys
+import torch
+from pathlib import Path
+from eguot_train.config import TrainConfig
+from eguot_train.trainer import train
+torch.set_num_threads({torch.get_num_threads()})
+out = Path({str(out)!r})
+print("ready", flush=True)
+train(TrainConfig.from_json({config.to_json()!r}), out, resume=(out / "config.json").is_file())
+"""
+    rng = np.random.default_rng(seed)
+    for _ in range(kills):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        with process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            before = len(checkpoints(out)) and checkpoints(out)[-1]
+            deadline = time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < deadline:
+                if len(checkpoints(out)) and checkpoints(out)[-1] != before:
+                    break
+                time.sleep(0.002)
+            time.sleep(float(rng.uniform(0, 0.15)))
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.communicate(timeout=60)
+            assert process.returncode in (0, -signal.SIGKILL)
+        assert checkpoints(out)
+        for path in checkpoints(out):
+            tensors, state = read_checkpoint(path)
+            assert state["step"] == int(path.stem)
+            assert all(torch.isfinite(t).all() for t in tensors.values())
+        if process.returncode == 0:
+            break
+    train(config, out, resume=True, echo=quietly)
+    assert same(final(out), final(unbroken))
+
+
+def test_a_kill_at_a_random_moment(folders: dict[str, str], tmp_path: Path) -> None:
+    kill_and_resume(tiny("unpaired", folders, steps=40, checkpoint_every=1), tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_many_kills_at_random_moments(folders: dict[str, str], tmp_path: Path) -> None:
+    kill_and_resume(tiny("mixed", folders, steps=120, checkpoint_every=1), tmp_path, kills=15, seed=1)
+
+
+# Health
+
+
+def test_training_that_blows_up_stops(folders: dict[str, str], tmp_path: Path) -> None:
+    config = tiny("paired", folders, steps=30, lr=1e20, checkpoint_every=1)
+    with pytest.raises(TrainingDiverged, match="lower --set lr") as caught:
+        train(config, tmp_path / "run", echo=quietly)
+    assert "\n" not in str(caught.value)
+    for path in checkpoints(tmp_path / "run"):
+        assert all(torch.isfinite(t).all() for t in read_checkpoint(path)[0].values())
+
+
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_not_a_number_never_reaches_a_checkpoint(
+    what: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the third step the loss is not a number, or is one whose gradient is none."""
+    calls = iter(range(100))
+
+    def spoiled(rendered: Tensor, truth: Tensor) -> Tensor:
+        loss = pair_loss(rendered, truth)
+        if next(calls) < 2:
+            return loss
+        return loss * float("nan") if what == "value" else loss + (rendered * 0).sum().sqrt()
+
+    monkeypatch.setattr(trainer, "pair_loss", spoiled)
+    config = tiny("paired", folders, transport=0.0, checkpoint_every=1)
+    with pytest.raises(TrainingDiverged, match="step 2"):
+        train(config, tmp_path / "run", echo=quietly)
+    assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000001", "000002"]
+    assert all(torch.isfinite(t).all() for t in final(tmp_path / "run").values())
+
+
+# Starting from a run
+
+
+def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path) -> None:
+    first = train(tiny("supervised", folders), tmp_path / "first", echo=quietly)
+    config = tiny("paired", folders, steps=1, init=str(first), lr=1e-30)
+    second = train(config, tmp_path / "second", echo=quietly)
+    for started, made in zip(load_run(second).net.parameters(), load_run(first).net.parameters(), strict=True):
+        torch.testing.assert_close(started, made, rtol=0, atol=1e-20)
+    for field, value in (("isp", "qisp-m"), ("color_input", "camera")):
+        with pytest.raises(UsageError, match=r"is qisp-s on srgb input, this run is"):
+            train(replace(config, **{field: value}), tmp_path / field, echo=quietly)
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        train(replace(config, init=str(tmp_path / "absent")), tmp_path / "third", echo=quietly)
+
+
+def test_unknown_names_and_empty_folders_stop_before_anything_is_written(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "nothing").mkdir()
+    for config, why in (
+        (tiny("supervised", folders, isp="nothing"), "unknown ISP"),
+        (tiny("unpaired", folders, raw=str(tmp_path / "nothing")), "no usable raw files"),
+        (tiny("unpaired", folders, srgb=None), "needs --raw DIR and --srgb DIR"),
+        (tiny("unpaired", folders, crop=48), "smaller than the crop"),
+    ):
+        with pytest.raises(UsageError, match=why):
+            train(config, tmp_path / "run", echo=quietly)
+        assert not (tmp_path / "run").exists(), "a run that could not start must not be in the way of the next try"
