@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eguot_sdk.errors import GateError
+
 if TYPE_CHECKING:
     from .convert import Converted
 
@@ -127,6 +129,27 @@ def distill(
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
     run_distill(run, out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)
     click.echo(f"trained {out}", err=True)
+
+
+@click.command()
+@click.option("--isp", "subject", required=True, metavar="NAME|RUN|FILE", help="Architecture, run folder or .tflite.")
+@click.option("--target", "targets", default="tflite-cpu,tflite-gpu,nnapi,coreml-ane", show_default=True,
+              help="Comma list of runtimes.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def lint(subject: str, targets: str, as_json: bool) -> None:
+    """Say what runtimes would refuse or run slowly, before anyone trains. Exit code 3 where something is refused."""
+    from .lint import lint as run_lint
+
+    findings = run_lint(subject, _words(targets))
+    if as_json:
+        click.echo(json.dumps({"isp": Path(subject).name, "findings": [dataclasses.asdict(f) for f in findings]}))
+    else:
+        for f in findings:
+            click.echo(f"{f.severity}: {f.where}: {f.what} ({', '.join(f.targets)})")
+        click.echo(f"{Path(subject).name}: {len(findings)} findings" if findings else f"{Path(subject).name}: clean")
+    refused = sum(f.severity == "error" for f in findings)
+    if refused:
+        raise GateError(f"{Path(subject).name}: {refused} of {len(findings)} findings are errors")
 
 
 def _words(text: str) -> list[str]:

@@ -34,11 +34,12 @@ _ELEMENTWISE: set[Any] = {operator.add, operator.sub, operator.mul, operator.iad
 _VALUE: set[Any] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
-                         operator.getitem, "view", "reshape", "permute", "contiguous"}  # fmt: skip
+                         operator.getitem, "flatten", "view", "reshape", "permute", "contiguous"}  # fmt: skip
 _CONCAT: set[Any] = {torch.cat, torch.concat}
 _FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
                                         "sigmoid": (1 / 256, -128), nn.Tanh: (1 / 128, 0),
                                         torch.tanh: (1 / 128, 0), "tanh": (1 / 128, 0)}  # fmt: skip
+_POINTWISE: set[Any] = {*_RELU_LIKE, *_ELEMENTWISE, *_FIXED, nn.LeakyReLU, F.leaky_relu, torch.clamp, "clamp"}
 
 
 class FakeQuant(nn.Module):
@@ -373,16 +374,46 @@ def calibrate(body: QuantBody, tiles: Iterable[Tensor]) -> None:
         quantiser.settle()
 
 
-def last_convolution(net: nn.Module) -> str:
-    """Path inside `net` of the convolution whose outputs are the body's. Raises EguotError if there is none."""
+def last_convolution(net: nn.Module) -> str | None:
+    """Path inside `net` of the convolution that the body ends in, but for ops on single values; else None."""
     graph_module = trace_body(net)
+    modules = dict(graph_module.named_modules())
     (output,) = graph_module.graph.find_nodes(op="output")
     last = output.args[0]
-    if isinstance(last, fx.Node) and last.op == "call_module":
-        path = str(last.target)
-        if isinstance(graph_module.get_submodule(path), nn.Conv2d):
-            return path.removeprefix("net.")
-    raise EguotError("the network's body must end in a convolution, so that its channels can be put in file order")
+    while _kind(last, modules) in _POINTWISE and not any(isinstance(a, fx.Node) for a in last.args[1:]):
+        last = last.args[0]
+    if last.op == "call_module" and isinstance(modules[str(last.target)], nn.Conv2d):
+        return str(last.target).removeprefix("net.")
+    return None
+
+
+class _Ended(nn.Module):
+    """A network followed by a 1x1 convolution that changes nothing: something whose channels can be put in order."""
+
+    def __init__(self, net: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.inner = net
+        self.shuffle = int(net.shuffle)  # type: ignore[arg-type]
+        for key in ("name", "halo", "multiple", "global_context", "mobile_safe"):
+            setattr(self, key, getattr(net, key))
+        self.end = nn.Conv2d(channels, channels, 1)
+        with torch.no_grad():
+            self.end.weight.copy_(torch.eye(channels)[:, :, None, None])
+            nn.init.zeros_(self.end.bias)  # type: ignore[arg-type]
+
+    def body(self, planes: Tensor) -> Tensor:
+        out: Tensor = self.end(self.inner.body(planes))  # type: ignore[operator]
+        return out
+
+    def forward(self, planes: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.body(planes), self.shuffle)
+
+
+def ending_in_convolution(net: nn.Module) -> nn.Module:
+    """`net`, or where its body does not end in a convolution, `net` with one that changes nothing."""
+    if last_convolution(net) is not None:
+        return net
+    return _Ended(net, 3 * int(net.shuffle) ** 2).eval()  # type: ignore[arg-type]
 
 
 def file_order(block: int) -> list[int]:
@@ -393,7 +424,9 @@ def file_order(block: int) -> list[int]:
 def permute_tail(net: nn.Module, block: int) -> nn.Module:
     """A copy of `net` whose last convolution writes DEPTH_TO_SPACE (DCR) order instead of pixel_shuffle order."""
     twin = copy.deepcopy(net)
-    conv = twin.get_submodule(last_convolution(net))
+    path = last_convolution(net)
+    assert path is not None, "ending_in_convolution comes first"
+    conv = twin.get_submodule(path)
     assert isinstance(conv, nn.Conv2d)
     order = torch.tensor(file_order(block))
     with torch.no_grad():

@@ -25,7 +25,7 @@ from eguot_train.isps.base import IspNet
 from .calibration import load_calibration
 from .fake_quant import Bits, QuantBody, QuantConv, QuantState, calibrate, quantise_body
 from .material import Folders
-from .quant_run import building, refuse_existing, save_derived
+from .quant_run import building, refuse_existing, save_derived, trainable_net
 
 DAMPING = 1e-3
 COLUMNS_PER_TILE = 1024
@@ -177,7 +177,7 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     refuse_existing(out)
     loaded = load_run(run)
     calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
-    net, state = post_train(loaded.net, calibration.tiles, bits=8)
+    net, state = post_train(trainable_net(loaded), calibration.tiles, bits=8)
     made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
     with building(out) as folder:
         save_derived(folder, dataclasses.replace(loaded.config, steps=loaded.step), net, loaded, made_by, state)

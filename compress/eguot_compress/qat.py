@@ -17,7 +17,7 @@ from .fake_quant import QuantIsp, quantise_body
 from .finetune import FineTune, fine_tune
 from .material import Folders, Material
 from .ptq import post_train
-from .quant_run import building, refuse_existing, save_derived
+from .quant_run import building, refuse_existing, save_derived, trainable_net
 from .teachers import load_teacher
 
 STEPS = 1500
@@ -46,7 +46,7 @@ def qat(
     guide = load_teacher(teacher, loaded) if teacher is not None else loaded
     material = Material(loaded, folders, seed=seed, batch=BATCH)
     calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
-    net, state = post_train(loaded.net, calibration.tiles, bits=8)
+    net, state = post_train(trainable_net(loaded), calibration.tiles, bits=8)
     body = quantise_body(net, bits=8)
     body.load_state(state)
 

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
-from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, quantise_body
+from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, ending_in_convolution, quantise_body
 from eguot_compress.parity import Parity, drop_db, measure, render
 from eguot_compress.ptq import post_train
 from eguot_compress.quant_run import load_scales
@@ -138,7 +138,8 @@ class _Subject:
     """What all files of one conversion share: the network, its golden renderings, its scales, its provenance."""
 
     def __init__(self, loaded: LoadedRun, name: str, calibration: Calibration, run: Path) -> None:
-        self.net, self.loaded, self.name, self.calibration = loaded.net, loaded, name, calibration
+        self.net = cast("IspNet", ending_in_convolution(loaded.net.deploy().eval()))
+        self.loaded, self.name, self.calibration = loaded, name, calibration
         self.provenance = _provenance(loaded, run, calibration)
         self.scales = load_scales(run)
         self._quantised: dict[Precision, Holding] = {}
@@ -158,8 +159,8 @@ class _Subject:
     def spec(self, kind: FileFormat, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
         multiple = self.net.multiple
-        fields = {"name": self.name, "architecture": self.net.name, "halo": self.net.halo, "multiple": multiple,
-                  "parameters": sum(p.numel() for p in self.net.parameters()), **self.loaded.spec_fields}  # fmt: skip
+        parameters = sum(p.numel() for p in self.net.parameters())
+        fields = {**self.loaded.spec_fields, "name": self.name, "parameters": parameters}
         return IspSpec(
             **fields,
             tile=max(multiple, TILE // multiple * multiple),

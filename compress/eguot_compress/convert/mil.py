@@ -153,6 +153,11 @@ def _pad_op(v: Values) -> Tensor:
     return F.pad(v["x"], flat[:4], mode)
 
 
+def _crop(v: Values) -> Tensor:
+    x, (top, bottom), (left, right) = v["x"], _ints(v, "crop_height", []), _ints(v, "crop_width", [])
+    return x[..., top : x.shape[-2] - bottom, left : x.shape[-1] - right]
+
+
 def _pool(v: Values, take: Callable[..., Tensor]) -> Tensor:
     sizes = _ints(v, "kernel_sizes", [])
     strides = _ints(v, "strides", sizes)
@@ -181,6 +186,7 @@ OPS: dict[str, Callable[[Values], Tensor]] = {
     "avg_pool": lambda v: _pool(v, F.avg_pool2d),
     "max_pool": lambda v: _pool(v, F.max_pool2d),
     "pad": _pad_op,
+    "crop": _crop,
     "reshape": lambda v: v["x"].reshape(_ints(v, "shape", [])),
     "transpose": lambda v: v["x"].permute(_ints(v, "perm", [])),
     "upsample_nearest_neighbor": lambda v: F.interpolate(

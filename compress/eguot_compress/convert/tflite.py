@@ -41,7 +41,9 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
     layers: list[FloatLayer] = []
     if state is not None:
         body = quantise_body(ordered, bits=state.bits)
-        body.load_state(state.reordered(last_convolution(net), file_order(net.shuffle)))
+        tail = last_convolution(net)
+        assert tail is not None
+        body.load_state(state.reordered(tail, file_order(net.shuffle)))
         for name in state.float_layers:  # the converter would round their weights its own way: exchanged afterwards
             conv = body.convolutions()[name]
             layers.append(_float_layer(conv))

@@ -57,17 +57,23 @@ def _append_depth_to_space(model: Any, schema: Any, block: int) -> None:
         flat = copy.copy(graph.tensors[source])
         flat.type, flat.quantization, flat.name = schema.TensorType.FLOAT32, None, b"body_float"
         source = _append_op(model, schema, "DEQUANTIZE", 3, source, flat, schema.DequantizeOptionsT())
-    image = copy.copy(graph.tensors[source])
-    batch, height, width, channels = (int(n) for n in image.shape)
-    image.shape = [batch, height * block, width * block, channels // block**2]
-    image.name = b"srgb"
-    options = schema.DepthToSpaceOptionsT()
-    options.blockSize = block
-    target = _append_op(model, schema, "DEPTH_TO_SPACE", 1, source, image, options)
+    target = source if block == 1 else _shuffle_op(model, schema, source, block)
+    graph.tensors[target].name = b"srgb"
     graph.outputs = [target]
     for signature in model.signatureDefs or []:
         signature.outputs[0].tensorIndex = target
         signature.inputs[0].name, signature.outputs[0].name = b"raw", b"srgb"
+
+
+def _shuffle_op(model: Any, schema: Any, source: int, block: int) -> int:
+    """Append the shuffle; the index of the picture it makes."""
+    graph = model.subgraphs[0]
+    image = copy.copy(graph.tensors[source])
+    batch, height, width, channels = (int(n) for n in image.shape)
+    image.shape = [batch, height * block, width * block, channels // block**2]
+    options = schema.DepthToSpaceOptionsT()
+    options.blockSize = block
+    return _append_op(model, schema, "DEPTH_TO_SPACE", 1, source, image, options)
 
 
 def _append_op(model: Any, schema: Any, name: str, version: int, source: int, result: Any, options: Any) -> int:

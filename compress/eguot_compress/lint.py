@@ -1,0 +1,229 @@
+"""What a target will refuse or run slowly, found on the untrained network or on a finished file.
+
+A network is traced, its deployed form, once with shapes; a .tflite is read. Rules come from conversions that were run
+and from the targets' published op lists; what no rule knows is not reported, so a clean lint is no promise of speed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import fx, nn
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+
+from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.ispfile import describe
+from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.isps import ISPS
+from eguot_train.isps.base import IspNet
+
+from .fake_quant import quantise_body, trace_body
+
+Target = Literal["tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+Severity = Literal["error", "warning"]
+
+_BASE = {
+    "ADD", "AVERAGE_POOL_2D", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "DEPTH_TO_SPACE", "FULLY_CONNECTED",
+    "LOGISTIC", "MAX_POOL_2D", "MEAN", "MUL", "PAD", "RELU", "RELU6", "RESHAPE", "RESIZE_BILINEAR", "SUB", "TANH",
+    "TRANSPOSE_CONV", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE", "PRELU",
+}  # fmt: skip
+DELEGATE_OPS: dict[Target, set[str]] = {
+    "tflite-gpu": _BASE | {"SPACE_TO_DEPTH", "LEAKY_RELU", "RESIZE_NEAREST_NEIGHBOR", "SOFTMAX"},
+    "nnapi": _BASE | {"SPACE_TO_DEPTH", "TRANSPOSE", "RESIZE_NEAREST_NEIGHBOR"},
+}
+"""Built-in ops a delegate takes; other ops of a file fall back to the CPU there."""
+
+_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
+_SHUFFLES: set[Any] = {nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle}
+_UNSHUFFLES: set[Any] = {nn.PixelUnshuffle, F.pixel_unshuffle, torch.pixel_unshuffle}
+_SQUASHES: set[Any] = {nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, "sigmoid", "tanh"}
+_TFLITE: tuple[Target, ...] = ("tflite-cpu", "tflite-gpu", "nnapi")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing a target does not take well."""
+
+    severity: Severity
+    targets: tuple[Target, ...]
+    where: str
+    """Layer or op."""
+    what: str
+    """What is wrong and what to do, one line."""
+
+
+def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
+    """Findings for an architecture name, a run folder or a .tflite. Raises UsageError for what is none of them."""
+    for target in targets:
+        if target not in TARGETS:
+            raise UsageError(f"unknown target {target!r}: use some of {', '.join(TARGETS)}")
+    path = Path(subject)
+    if path.suffix == ".tflite":
+        found = list(lint_tflite(path))
+    elif subject in ISPS or not path.exists():
+        found = list(lint_network(build_isp(subject)))
+    else:
+        found = list(lint_network(load_run(path).net))
+    wanted = []
+    for finding in found:
+        kept = tuple(t for t in finding.targets if t in targets)
+        if kept:
+            wanted.append(Finding(severity=finding.severity, targets=kept, where=finding.where, what=finding.what))
+    return sorted(wanted, key=lambda f: f.severity)
+
+
+def lint_network(net: IspNet) -> Iterator[Finding]:
+    """Findings on the deployed form of a network, trained or not."""
+    net = net.deploy().eval()
+    yield from _context_findings(net)
+    graph = trace_body(net)
+    modules = dict(graph.named_modules())
+    side = -(-96 // net.multiple) * net.multiple
+    with torch.no_grad():
+        ShapeProp(graph).propagate(torch.rand(1, 4, side, side))
+    for node in graph.graph.nodes:
+        for rule in (_rank, _shuffle, _slicing, _activation, _norm):
+            yield from rule(node, modules)
+    try:
+        quantise_body(net)
+    except EguotError as error:
+        yield Finding(severity="error", targets=_TFLITE, where="int8", what=str(error))
+
+
+def _context_findings(net: IspNet) -> Iterator[Finding]:
+    if net.global_context:
+        yield Finding(
+            severity="warning", targets=TARGETS, where=net.name,
+            what="every output depends on the whole frame, so frames cannot be tiled: memory grows with the sensor",
+        )  # fmt: skip
+        return
+    reach = receptive_margin(net)
+    if reach > net.halo:
+        yield Finding(
+            severity="error", targets=TARGETS, where=net.name,
+            what=f"halo is {net.halo}, but an output sees {reach} packed pixels past its tile: tiles would show seams",
+        )  # fmt: skip
+
+
+def receptive_margin(net: IspNet) -> int:
+    """How many packed pixels past a tile's border an output inside it depends on.
+
+    Measured with gradients on a copy whose weights are all positive: no path is hidden by a zero or a closed ReLU.
+    """
+    net = copy.deepcopy(net).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.fill_(1 / max(1, parameter[0].numel()) if parameter.ndim > 1 else 0.1)
+    reach = net.halo + 8 * net.multiple
+    tile = 2 * net.multiple
+    side = -(-(2 * reach + tile) // net.multiple) * net.multiple
+    first = reach // net.multiple * net.multiple
+    planes = torch.rand(1, 4, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
+    out = net(planes)[:, :, 2 * first : 2 * (first + tile), 2 * first : 2 * (first + tile)]
+    (gradient,) = torch.autograd.grad(out.sum(), planes)
+    touched = torch.nonzero(gradient.abs().amax((0, 1, 2))).flatten()
+    if len(touched) == 0:
+        return 0
+    return max(0, first - int(touched[0]), int(touched[-1]) - (first + tile - 1))
+
+
+def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
+    return type(modules[str(node.target)]) if node.op == "call_module" else node.target
+
+
+def _where(node: fx.Node) -> str:
+    return str(node.target).removeprefix("net.") if node.op == "call_module" else node.name
+
+
+def _rank(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    shape = getattr(node.meta.get("tensor_meta"), "shape", ())
+    if len(shape) > 4:
+        yield Finding(
+            severity="error", targets=("tflite-gpu", "nnapi", "coreml-ane"), where=_where(node),
+            what=f"a tensor of rank {len(shape)}; delegates take at most 4",
+        )  # fmt: skip
+
+
+def _shuffle(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    kind = _kind(node, modules)
+    if kind in _SHUFFLES or kind in _UNSHUFFLES or node.target in ("pixel_shuffle", "pixel_unshuffle"):
+        yield Finding(
+            severity="error", targets=_TFLITE, where=_where(node),
+            what="a shuffle inside the body becomes a rank-6 reshape; use a strided or transposed convolution",
+        )  # fmt: skip
+
+
+def _slicing(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem":
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        if any(isinstance(part, slice) and part.step not in (None, 1) for part in index):
+            yield Finding(
+                severity="error", targets=_TFLITE, where=_where(node),
+                what="strided slicing becomes GATHER_ND; use a stride-2 convolution with fixed weights",
+            )  # fmt: skip
+
+
+def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    kind = _kind(node, modules)
+    if kind in (nn.PReLU, F.prelu, torch.prelu):
+        yield Finding(
+            severity="warning", targets=("tflite-cpu", "nnapi"), where=_where(node),
+            what="PReLU has no fast int8 kernel (7 times slower than ReLU here); use ReLU or leaky ReLU",
+        )  # fmt: skip
+    if kind in _SQUASHES and _reaches_output(node):
+        yield Finding(
+            severity="warning", targets=TARGETS, where=_where(node),
+            what="a sigmoid or tanh at the end turns one step of its int8 input into several of the picture; "
+            "end in a convolution, the output clamps by itself",
+        )  # fmt: skip
+
+
+def _reaches_output(node: fx.Node) -> bool:
+    """Whether only scaling, shifting and clipping follow."""
+    users = list(node.users)
+    while len(users) == 1 and users[0].op != "output":
+        others = [a for a in users[0].args[1:] if isinstance(a, fx.Node)]
+        if others or users[0].op == "call_module":
+            return False
+        users = list(users[0].users)
+    return len(users) == 1 and users[0].op == "output"
+
+
+def _norm(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    kind = _kind(node, modules)
+    is_norm = isinstance(kind, type) and issubclass(kind, _NORMS)
+    if is_norm or kind in (F.instance_norm, F.group_norm, F.layer_norm):
+        yield Finding(
+            severity="error", targets=TARGETS, where=_where(node),
+            what="its statistics differ from tile to tile, which shows as seams; leave the norm out",
+        )  # fmt: skip
+
+
+def lint_tflite(path: Path) -> Iterator[Finding]:
+    """Findings on a finished file."""
+    ops: dict[str, int] = describe(path)["ops"]
+    for op in ops:
+        fallback = tuple(t for t, taken in DELEGATE_OPS.items() if op not in taken)
+        if op == "CUSTOM":
+            yield Finding(severity="error", targets=_TFLITE, where=op, what="not built in; no plain runtime has it")
+        elif fallback:
+            what = "not taken by the delegate: runs on the CPU"
+            yield Finding(severity="warning", targets=fallback, where=op, what=what)
+    rank = _largest_rank(path)
+    if rank > 4:
+        what = f"tensors of rank {rank}; delegates take at most 4"
+        yield Finding(severity="error", targets=("tflite-gpu", "nnapi"), where=path.name, what=what)
+
+
+def _largest_rank(path: Path) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    graph = schema.Model.GetRootAs(path.read_bytes(), 0).Subgraphs(0)
+    return max(graph.Tensors(i).ShapeLength() for i in range(graph.TensorsLength()))

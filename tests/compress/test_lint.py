@@ -1,0 +1,136 @@
+"""Rules on networks that break them one at a time, on the zoo's default, and on files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from eguot_compress.cli import lint as command
+from eguot_compress.convert.tflite import to_tflite
+from eguot_compress.lint import TARGETS, lint, lint_network, lint_tflite, receptive_margin
+from eguot_sdk.errors import CheckpointError, GateError, UsageError
+from eguot_train.checkpoint import build_isp
+from eguot_train.isps.base import IspNet
+
+
+class _Body(IspNet):
+    name, halo = "probe", 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tail = nn.Conv2d(4, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(self.middle(self.a(planes)))  # type: ignore[no-any-return]
+
+
+class _Shuffled(_Body):
+    def middle(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(torch.relu(F.pixel_shuffle(x, 2)).repeat(1, 4, 1, 1), 2)
+
+
+class _Sliced(_Body):
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x], 3)[:, :, :, ::2]
+
+
+class _Rank5(_Body):
+    def middle(self, x: Tensor) -> Tensor:
+        return x.reshape(1, 3, 4, x.shape[2], x.shape[3]).flatten(1, 2)
+
+
+class _Prelu(_Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.PReLU()
+
+    def middle(self, x: Tensor) -> Tensor:
+        return self.act(x)  # type: ignore[no-any-return]
+
+
+class _Normed(_Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(12)
+        self.global_context = True
+
+    def middle(self, x: Tensor) -> Tensor:
+        return torch.relu(self.norm(x))
+
+
+class _Squashed(_Body):
+    def body(self, planes: Tensor) -> Tensor:
+        return torch.tanh(super().body(planes)).mul(0.58).add(0.5)
+
+
+class _NoHalo(_Body):
+    halo = 0
+
+
+@pytest.mark.parametrize(
+    ("net", "words", "severity"),
+    [
+        (_Shuffled, "rank-6", "error"),
+        (_Sliced, "GATHER_ND", "error"),
+        (_Rank5, "rank 5", "error"),
+        (_Prelu, "PReLU has no fast int8", "warning"),
+        (_Normed, "statistics", "error"),
+        (_Squashed, "at the end", "warning"),
+        (_NoHalo, "sees 2 packed pixels past", "error"),
+    ],
+)
+def test_each_rule(net: type[IspNet], words: str, severity: str) -> None:
+    assert severity in {f.severity for f in lint_network(net()) if words in f.what}
+
+
+def test_a_plain_network_is_clean() -> None:
+    assert list(lint_network(_Body())) == []
+    assert lint("qisp-s") == []
+
+
+@pytest.mark.parametrize("name", ["qisp-s", "qisp-l"])
+def test_margin_measured_equals_margin_declared(name: str) -> None:
+    net = build_isp(name)
+    assert 0 <= net.halo - receptive_margin(net) < 2 * net.multiple
+
+
+def test_a_run_and_a_file(run: Path, tiny: IspNet, tmp_path: Path) -> None:
+    assert lint(str(run)) == []
+    path = tmp_path / "tiny.tflite"
+    path.write_bytes(to_tflite(tiny, "fp32", side=16))
+    assert list(lint_tflite(path)) == []
+
+
+def test_only_the_targets_asked_for() -> None:
+    found = [f for f in lint_network(_Sliced()) if "GATHER_ND" in f.what]
+    assert found[0].targets == ("tflite-cpu", "tflite-gpu", "nnapi")
+    with pytest.raises(UsageError, match="unknown target"):
+        lint("qisp-s", ["toaster"])
+
+
+def test_what_is_no_isp(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown ISP"):
+        lint("resnet")
+    with pytest.raises(CheckpointError, match="not a run"):
+        lint(str(tmp_path))
+
+
+def test_command() -> None:
+    result = CliRunner().invoke(command, ["--isp", "qisp-s", "--target", "tflite-gpu"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert result.stdout == "qisp-s: clean\n"
+    assert set(TARGETS) == {"tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"}
+
+
+def test_refused_networks_are_exit_3() -> None:
+    result = CliRunner().invoke(command, ["--isp", "lan", "--json"])
+    assert isinstance(result.exception, GateError)
+    assert '"severity": "error"' in result.stdout
