@@ -31,6 +31,7 @@ EXTRAS = {
     "quantize": ("convert", "Learn int8 ranges for a trained run."),
     "qat": ("convert", "Train a run on with int8 rounding in place."),
     "distill": ("train", "Train a smaller network to do what a run does."),
+    "lint": ("train", "Name every op of a network or file that a target refuses."),
     "profile": ("devices", "Measure speed, memory and quality of ISP files."),
 }
 
