@@ -54,7 +54,7 @@ DEFAULT_RUN = Path(__file__).parent / "models" / "default"
 """The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
 LOG_EVERY = 10
 NORM_DECAY = 0.98
-WEIGHT_LIMITS = (0.01, 100.0)
+WEIGHT_LIMITS = (1e-4, 100.0)
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
 
