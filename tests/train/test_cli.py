@@ -1,0 +1,108 @@
+"""The command `train`, as a person and as a script see it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from eguot_sdk.cli import main
+from eguot_train.config import TrainConfig
+
+SMALL = ("--set", "batch=2", "--set", "crop=32", "--set", "potential_width=4", "--set", "weighted_alignment=false")
+
+
+def invoke(*arguments: str) -> Result:
+    """The whole program, with standard output apart from messages."""
+    return CliRunner().invoke(main, list(arguments))
+
+
+def in_a_process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from eguot_sdk.cli import main; sys.argv[0] = 'eguot-sdk'; main()"
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=180)
+
+
+def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    done = invoke(
+        "train", "mixed", "--raw", folders["raw"], "--srgb", folders["srgb"], "--pairs", folders["pairs"],
+        "--val", folders["pairs"], "--out", str(out), "--isp", "qisp-s", "--steps", "2", "--seed", "5", *SMALL,
+        "--set", "psi_target=chi2",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert done.stdout == ""
+    assert f"trained {out}" in done.stderr
+    config = TrainConfig.from_json((out / "config.json").read_text())
+    assert (config.mode, config.steps, config.seed, config.crop) == ("mixed", 2, 5, 32)
+    assert (config.psi_target, config.weighted_alignment) == ("chi2", False)
+    assert (config.raw, config.val) == (folders["raw"], folders["pairs"])
+
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    again = invoke("train", "mixed", "--out", str(out), "--resume")
+    assert again.exit_code == 0, again.output
+    assert "already trained 2 steps, nothing to do" in again.stderr
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+    refused = invoke("train", "mixed", "--raw", folders["raw"], "--srgb", folders["srgb"], "--out", str(out))
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("Error: ")
+    assert "already exists" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "why"),
+    [
+        (("unpaired",), 2, "needs --raw DIR and --srgb DIR"),
+        (("paired",), 2, "needs --pairs DIR"),
+        (("paired", "--pairs", "absent"), 2, "absent"),
+        (("unpaired", "--raw", "absent", "--srgb", "absent"), 2, "absent is not a folder"),
+        (("paired", "--set", "stepz=3"), 2, "KEY=VALUE with KEY one of"),
+        (("paired", "--set", "steps=many"), 2, "'many' is not a whole number"),
+        (("paired", "--isp", "nothing"), 2, "unknown ISP 'nothing'"),
+        (("paired", "--seed", "-1"), 2, "seed must not be negative"),
+        (("paired", "--resume"), 1, "is not a run folder"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(
+    arguments: tuple[str, ...], code: int, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = invoke("train", *arguments, "--out", "run")
+    assert why in done.stderr
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert done.exit_code == code
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_flags_are_usage_errors(tmp_path: Path) -> None:
+    for arguments in (("free", "--out", "x"), ("paired",), ("paired", "--out", "x", "--steps", "0")):
+        assert invoke("train", *arguments).exit_code == 2
+
+
+def test_training_in_a_process_keeps_stdout_clean(folders: dict[str, str], tmp_path: Path) -> None:
+    done = in_a_process(
+        "train", "supervised", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"), "--steps", "2", *SMALL
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "step 2/2" in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_without_torch_the_pip_line_is_given(tmp_path: Path) -> None:
+    code = """
+import sys
+for name in ("torch", "safetensors"):
+    sys.modules[name] = None
+from eguot_sdk.cli import main
+main(["train", "paired", "--pairs", ".", "--out", "run"])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "eguot-sdk[train]" in done.stderr
+    assert "Traceback" not in done.stderr
