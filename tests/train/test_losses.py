@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from eguot_train.data.scenes import make_scene
-from eguot_train.losses import charbonnier, coarse_chroma, pair_loss, ssim, supervised_loss
+from eguot_train.losses import charbonnier, coarse_chroma, ms_ssim, pair_loss, ssim, supervised_loss
 
 
 def scenes(first: int, size: tuple[int, int] = (40, 52)) -> Tensor:
@@ -27,6 +27,37 @@ def test_ssim_is_that_of_scikit_image() -> None:
                 gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
             )  # fmt: skip
             assert float(ssim(a, b)[i]) == pytest.approx(expected, abs=1e-6)
+
+
+def reference_ms_ssim(a: np.ndarray, b: np.ndarray, weights: list[float]) -> float:
+    """Of one channel, after Wang et al. 2003: contrast-structure of every scale, luminance of the coarsest alone."""
+    gaussian_filter = pytest.importorskip("scipy.ndimage").gaussian_filter
+    score = 1.0
+    for scale, weight in enumerate(weights):
+        if scale:
+            a, b = (x[: x.shape[0] // 2 * 2, : x.shape[1] // 2 * 2] for x in (a, b))
+            a, b = ((x[::2, ::2] + x[1::2, ::2] + x[::2, 1::2] + x[1::2, 1::2]) / 4 for x in (a, b))
+        ma, mb, aa, bb, ab = (
+            gaussian_filter(x, 1.5, truncate=3.5)[5:-5, 5:-5] for x in (a, b, a * a, b * b, a * b)
+        )  # fmt: skip
+        value = (2 * (ab - ma * mb) + 0.03**2) / (aa - ma**2 + bb - mb**2 + 0.03**2)
+        if scale == len(weights) - 1:
+            value = value * (2 * ma * mb + 0.01**2) / (ma**2 + mb**2 + 0.01**2)
+        score *= value.mean() ** weight
+    return score
+
+
+@pytest.mark.parametrize(("size", "scales"), [((176, 190), 5), ((64, 80), 3), ((12, 30), 1)])
+def test_ms_ssim_is_that_of_the_definition(size: tuple[int, int], scales: int) -> None:
+    a = scenes(0, size)
+    b = (a + 0.05 * torch.randn(a.shape, dtype=a.dtype, generator=torch.manual_seed(0))).clamp(0, 1)
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    for i in range(3):
+        channels = [
+            reference_ms_ssim(a[i, c].numpy(), b[i, c].numpy(), list(weights / weights.sum())) for c in range(3)
+        ]
+        assert float(ms_ssim(a, b)[i]) == pytest.approx(np.mean(channels), abs=1e-9)
+    torch.testing.assert_close(ms_ssim(a, a), torch.ones(3, dtype=a.dtype))
 
 
 def test_equal_pictures_cost_nothing() -> None:

@@ -10,6 +10,7 @@ RUN/checkpoints/NNNNNN.safetensors
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -27,8 +28,12 @@ from eguot_sdk.errors import CheckpointError, UsageError
 
 from .config import TrainConfig
 from .isps import ISPS, IspNet
+from .isps.base import checked
 
 KEEP = 2
+MAX_CONFIG = 1 << 20
+"""Characters read of a config.json, which has some thousand."""
+OWN_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 NAME = re.compile(r"\d{6,}\.safetensors")
 
 
@@ -79,9 +84,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = handle.metadata() or {}
             state = json.loads(metadata["state"])
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError, OSError) as error:
         raise CheckpointError(f"{path.name}: damaged or not a checkpoint of eguot-sdk ({error})") from error
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+    if not isinstance(state, dict) or type(state.get("step")) is not int or state["step"] < 0:
         raise CheckpointError(f"{path.name}: its header names no step")
     return tensors, state
 
@@ -126,19 +131,42 @@ class LoadedRun:
 
 
 def build_isp(name: str) -> IspNet:
-    """A new network by its command-line name."""
-    if name not in ISPS:
-        raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}")
-    return ISPS[name]()
+    """A new network by its command-line name, or of your own class by `package.module:Class`.
+
+    The module is imported from the Python path; a run folder only ever names it. Raises UsageError.
+    """
+    if name in ISPS:
+        return ISPS[name]()
+    if OWN_CLASS.fullmatch(name):
+        return checked(_own_class(name)(), name)
+    raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}, or package.module:Class of your own")
+
+
+def _own_class(name: str) -> type[IspNet]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(f"{name}: cannot import {module_name} ({error}); put its folder on PYTHONPATH") from error
+    own = getattr(module, class_name, None)
+    if not (isinstance(own, type) and issubclass(own, IspNet)):
+        raise UsageError(f"{name} must be a subclass of eguot_train.isps.IspNet, {module_name} has no such class")
+    return own
+
+
+def read_config(run: Path) -> TrainConfig:
+    """The config saved with a run. Raises CheckpointError where there is none or it is not ours."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{run} is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote")
+    with open(path, encoding="utf-8", errors="replace") as handle:
+        return TrainConfig.from_json(handle.read(MAX_CONFIG))
 
 
 def load_run(run: Path) -> LoadedRun:
     """The newest checkpoint of a run folder. Raises CheckpointError with what is missing."""
     run = Path(run)
-    config_path = run / "config.json"
-    if not config_path.is_file():
-        raise CheckpointError(f"{run} is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote")
-    config = TrainConfig.from_json(config_path.read_text())
+    config = read_config(run)
     found = checkpoints(run)
     if not found:
         raise CheckpointError(f"{run} holds no checkpoint yet: let training reach its first one")
@@ -147,7 +175,7 @@ def load_run(run: Path) -> LoadedRun:
     load_weights(net, part("ema", tensors), found[-1].name)
     fields = {
         "architecture": config.isp,
-        "parameters": net.parameter_count(),
+        "parameters": net.deploy().parameter_count(),
         "halo": net.halo,
         "multiple": net.multiple,
         "global_context": net.global_context,

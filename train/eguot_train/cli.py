@@ -17,7 +17,9 @@ import click
 )
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs (paired, mixed, supervised).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create.")
-@click.option("--isp", help="Architecture, one of `eguot-sdk isps`.  [default: qisp-s]")
+@click.option(
+    "--isp", help="Architecture: one of `eguot-sdk isps`, or package.module:Class of your own.  [default: qisp-s]"
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -66,29 +68,39 @@ def train(
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def isps(as_json: bool) -> None:
-    """List the architectures: parameters, multiply-adds per output pixel, halo, whether mobile-safe."""
+    """List the architectures as they run: parameters, multiply-adds per output pixel, halo, whether mobile-safe."""
     from .isps import ISPS
-    from .isps.base import macs_per_pixel
 
-    rows = []
-    for name, build in ISPS.items():
-        net = build()
-        rows.append(
-            {
-                "name": name,
-                "parameters": net.parameter_count(),
-                "macs_per_pixel": macs_per_pixel(net),
-                "halo": net.halo,
-                "global_context": net.global_context,
-                "mobile_safe": net.mobile_safe,
-            }
-        )
+    rows = [_isp_row(name) for name in ISPS]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    click.echo(f"{'name':<14}{'parameters':>12}{'MAC/pixel':>12}{'halo':>6}  mobile-safe")
+    click.echo(f"{'name':<14}{'parameters':>12}{'MAC/pixel':>12}{'halo':>6}  {'sees':<8}{'mobile-safe':<13}in training")
     for row in rows:
-        click.echo(
-            f"{row['name']:<14}{row['parameters']:>12,}{row['macs_per_pixel']:>12,.0f}{row['halo']:>6}  "
-            f"{'yes' if row['mobile_safe'] else 'no'}"
-        )
+        sees, safe = "frame" if row["global_context"] else "window", "yes" if row["mobile_safe"] else "no"
+        training = f"{row['training']['parameters']:,} parameters" if "training" in row else ""
+        line = f"{row['name']:<14}{row['parameters']:>12,}{row['macs_per_pixel']:>12,.0f}{row['halo']:>6}  "
+        click.echo(f"{line}{sees:<8}{safe:<13}{training}".rstrip())
+
+
+def _isp_row(name: str) -> dict[str, Any]:
+    """Facts of one architecture, counted on the built network; its shapes alone are built, without memory."""
+    import torch
+
+    from .checkpoint import build_isp
+    from .isps.base import macs_per_pixel
+
+    with torch.device("meta"):
+        net = build_isp(name)
+        deployed = net.deploy()
+    row: dict[str, Any] = {
+        "name": name,
+        "parameters": deployed.parameter_count(),
+        "macs_per_pixel": macs_per_pixel(deployed),
+        "halo": deployed.halo,
+        "global_context": deployed.global_context,
+        "mobile_safe": deployed.mobile_safe,
+    }
+    if deployed is not net:
+        row["training"] = {"parameters": net.parameter_count(), "macs_per_pixel": macs_per_pixel(net)}
+    return row

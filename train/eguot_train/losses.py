@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .blur import gaussian
 from .cost import low_pass, luma
 
 C1, C2 = 0.01**2, 0.03**2
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Weights of MS-SSIM's five scales, finest first."""
+SSIM_WINDOW = 11
 
 
 def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
@@ -17,15 +22,37 @@ def charbonnier(a: Tensor, b: Tensor, epsilon: float = 1e-3) -> Tensor:
 
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """[B] SSIM with Gaussian 11x11 windows, sigma 1.5, per channel, range 1, no padding."""
+    luminance, contrast = _ssim_maps(a, b)
+    return (luminance * contrast).mean((1, 2, 3))
+
+
+def ms_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """[B] multi-scale SSIM of five scales; of as many as leave an 11x11 window, weights rescaled, on small crops."""
+    scales = 1
+    while scales < len(SCALE_WEIGHTS) and min(a.shape[-2:]) >> scales >= SSIM_WINDOW:
+        scales += 1
+    weights = SCALE_WEIGHTS[:scales]
+    score = torch.ones((), dtype=a.dtype, device=a.device)
+    for scale, weight in enumerate(weights):
+        if scale:
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        luminance, contrast = _ssim_maps(a, b)
+        kept = luminance * contrast if scale == scales - 1 else contrast
+        score = score * kept.mean((2, 3)).clamp(min=1e-6) ** (weight / sum(weights))
+    return score.mean(1)
+
+
+def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure maps, whose product is SSIM."""
 
     def blur(image: Tensor) -> Tensor:
-        return gaussian(image, 1.5, 5, "crop")
+        return gaussian(image, 1.5, SSIM_WINDOW // 2, "crop")
 
     mean_a, mean_b = blur(a), blur(b)
     var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
     cov = blur(a * b) - mean_a * mean_b
-    score = (2 * mean_a * mean_b + C1) * (2 * cov + C2) / ((mean_a**2 + mean_b**2 + C1) * (var_a + var_b + C2))
-    return score.mean((1, 2, 3))
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    return luminance, (2 * cov + C2) / (var_a + var_b + C2)
 
 
 def coarse_chroma(a: Tensor, b: Tensor) -> Tensor:

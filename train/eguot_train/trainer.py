@@ -13,6 +13,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from .checkpoint import (
     part,
     prefixed,
     read_checkpoint,
+    read_config,
     restore_optimizer,
     save_checkpoint,
     write_file,
@@ -42,8 +44,8 @@ from .config import EXPERTS, TrainConfig
 from .cost import Cost
 from .data.batches import Batch, Batches, Sources, load_sources, pictures
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
-from .isps import IspNet
-from .losses import pair_loss, supervised_loss
+from .isps import IspNet, Recipe
+from .losses import pair_loss
 from .potential import Potential, gradient_penalty
 from .psi import Psi
 from .reference import Alignment, Reference, fit_alignment
@@ -104,6 +106,9 @@ def train(
     """
     out = Path(out)
     echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
+    multiple = build_isp(config.isp).multiple
+    if config.crop % multiple:
+        raise UsageError(f"{config.isp} takes crops that are multiples of {multiple}, not {config.crop}: --set crop")
     config, start, tensors, state = _open_run(config, out, resume)
     if start >= config.steps:
         echo(f"{out.name}: already trained {start} steps, nothing to do")
@@ -128,8 +133,8 @@ def train(
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
-    ema.requires_grad_(False)
-    opt_net = torch.optim.Adam(net.parameters(), config.lr, betas=(0.5, 0.99))
+    ema.eval().requires_grad_(False)
+    opt_net = _net_optimizer(config, net)
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
     committee = build_committee(config, own_experts)
     if committee is not None:
@@ -145,67 +150,67 @@ def train(
     reference = Reference(fixed.alignment)
     psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
     batches = Batches(config, sources, fixed.alignment, experts=committee is not None)
-    log = RunLog(out, start, config.steps, echo)
-    for step, batch in batches.stream(start, config.steps):
-        batch = _to(batch, device)
-        _set_rates(config, step, opt_net, opt_potential, committee)
-        alpha = _alpha(config, step)
-        psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
-        logged: dict[str, Any] = {}
-        weights = None
-        if config.mode != "supervised" and (config.transport > 0 or committee is not None):
-            judged = _judged(config, batch, net, reference, fixed)
-            if config.transport > 0:
-                weights = _potential_step(
-                    config, step, judged, potential, opt_potential, psi_source, psi_target, logged
-                )
-            if committee is not None:
-                seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
-                logged.update(committee.step(*seen, weights))
-        _map_step(config, step, batch, net, potential, committee, opt_net, reference, fixed, norms, weights, logged)
-        _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
-        _check_health(logged, step)
+    if not resume:  # only now, so that a run that cannot start leaves no folder in the way of the next try
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(out / "config.json", config.to_json().encode())
+    with closing(RunLog(out, start, config.steps, echo)) as log:
+        for step, batch in batches.stream(start, config.steps):
+            batch = _to(batch, device)
+            _set_rates(config, step, opt_net, opt_potential, committee)
+            alpha = _alpha(config, step)
+            psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
+            logged: dict[str, Any] = {}
+            weights = None
+            if config.mode != "supervised" and (config.transport > 0 or committee is not None):
+                judged = _judged(config, batch, net, reference, fixed)
+                if config.transport > 0:
+                    weights = _potential_step(
+                        config, step, judged, potential, opt_potential, psi_source, psi_target, logged
+                    )
+                if committee is not None:
+                    seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
+                    logged.update(committee.step(*seen, weights))
+            _map_step(config, step, batch, net, potential, committee, opt_net, reference, fixed, norms, weights, logged)
+            _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
+            _check_health(logged, step)
 
-        done = step + 1
-        log.add(done, logged)
-        if config.val and (done % config.val_every == 0 or done == config.steps):
-            log.write(done, {"val_psnr_db": validate(ema, config)})
-        if done % config.sheet_every == 0 or done == config.steps:
-            save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            log.flush()
-            kept = {
-                **prefixed("net", net.state_dict()),
-                **prefixed("ema", ema.state_dict()),
-                **prefixed("potential", potential.state_dict()),
-                **prefixed("opt_net", optimizer_tensors(opt_net)),
-                **prefixed("opt_potential", optimizer_tensors(opt_potential)),
-                **prefixed("committee", committee.tensors() if committee is not None else {}),
-            }
-            save_checkpoint(out, done, kept, _state(fixed, norms, sources))
-    log.close()
+            done = step + 1
+            log.add(done, logged)
+            if config.val and (done % config.val_every == 0 or done == config.steps):
+                log.write(done, {"val_psnr_db": validate(ema, config)})
+            if done % config.sheet_every == 0 or done == config.steps:
+                save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                log.flush()
+                kept = {
+                    **prefixed("net", net.state_dict()),
+                    **prefixed("ema", ema.state_dict()),
+                    **prefixed("potential", potential.state_dict()),
+                    **prefixed("opt_net", optimizer_tensors(opt_net)),
+                    **prefixed("opt_potential", optimizer_tensors(opt_potential)),
+                    **prefixed("committee", committee.tensors() if committee is not None else {}),
+                }
+                save_checkpoint(out, done, kept, _state(fixed, norms, sources))
     return out
 
 
 def _open_run(
     config: TrainConfig, out: Path, resume: bool
 ) -> tuple[TrainConfig, int, dict[str, Tensor], dict[str, Any]]:
-    """Create the run folder, or find where to go on: config, first step, checkpoint tensors and state."""
+    """Where to start: config, first step, checkpoint tensors and state. Writes nothing."""
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "config.json", config.to_json().encode())
         return config, 0, {}, {}
-    if not (out / "config.json").is_file():
-        raise CheckpointError(f"{out} is not a run folder (no config.json), so there is nothing to resume")
-    saved = TrainConfig.from_json((out / "config.json").read_text())
+    saved = read_config(out)
     if saved.mode != config.mode:
         raise UsageError(f"{out.name} is a {saved.mode} run and cannot be resumed as {config.mode}")
     found = checkpoints(out)
     if not found:
         return saved, 0, {}, {}
     tensors, state = read_checkpoint(found[-1])
+    if not {"fixed", "norms", "data"} <= set(state):
+        raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
     return saved, int(state["step"]), tensors, state
 
 
@@ -332,7 +337,8 @@ def _potential_step(
         loss = loss + config.r1_every * config.r1 / 2 * gradient_penalty(potential, real)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(potential.parameters(), 1.0)
+    norm = float(torch.nn.utils.clip_grad_norm_(potential.parameters(), 1.0))
+    _check_health({"loss_v": float(loss.detach()), "gradient of the potential": norm}, step)
     optimizer.step()
     weights = psi_target.dstar(-v_real.detach())
     logged.update(
@@ -374,7 +380,7 @@ def _map_step(
     fidelity = leaf.new_zeros(())
     if t_pair is not None and batch.pair_truth is not None:
         if config.mode == "supervised":
-            fidelity = fidelity + supervised_loss(t_pair, batch.pair_truth).mean()
+            fidelity = fidelity + net.original_loss(t_pair, batch.pair_truth).mean()
         else:
             weight = 1.0 if weights is None else weights[-len(t_pair) :]
             fidelity = fidelity + (weight * pair_loss(t_pair, batch.pair_truth)).mean()
@@ -408,7 +414,8 @@ def _map_step(
         logged[f"loss_{name}"] = float(loss.detach())
     optimizer.zero_grad(set_to_none=True)
     rendered.backward(total)
-    torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+    norm = float(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
+    _check_health({**logged, "gradient of the network": norm}, step)
     optimizer.step()
 
 
@@ -443,6 +450,13 @@ def _beta(progress: float) -> float:
     return min(max(rise, 0.0), 1.0) * (1 - 0.75 * min(max(fall, 0.0), 1.0))
 
 
+def _net_optimizer(config: TrainConfig, net: IspNet) -> torch.optim.Optimizer:
+    """Adam; in supervised mode the optimiser and betas of the architecture's own recipe."""
+    recipe = net.recipe if config.mode == "supervised" else Recipe()
+    kind = torch.optim.RAdam if recipe.optimizer == "radam" else torch.optim.Adam
+    return kind(net.parameters(), config.lr, betas=recipe.betas)
+
+
 def _set_rates(
     config: TrainConfig,
     step: int,
@@ -469,6 +483,8 @@ def _update_ema(ema: torch.nn.Module, net: torch.nn.Module, decay: float) -> Non
     with torch.no_grad():
         for kept, now in zip(ema.parameters(), net.parameters(), strict=True):
             kept.lerp_(now, 1 - decay)
+        for statistic, current in zip(ema.buffers(), net.buffers(), strict=True):  # of batch norm
+            statistic.copy_(current)
 
 
 def _check_health(logged: dict[str, Any], step: int) -> None:

@@ -1,0 +1,34 @@
+"""EfficientISP, 3,060 parameters: three 3x3 convolutions at packed resolution.
+
+METHOD.md 4: conv 4-12 tanh, conv 12-12 ReLU, conv 12-12 ReLU, shuffle; nothing squashes the output. Learning rate: 7.
+Its own training is unpaired and adversarial; no supervised loss is described, so the default stands in. The last ReLU
+starts half open: channels that begin below zero everywhere would never learn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .base import IspNet, Recipe
+
+
+class EfficientIsp(IspNet):
+    """Baseline of an unpaired challenge."""
+
+    name = "efficientisp"
+    halo = 3
+    mobile_safe = False  # tanh
+    recipe = Recipe(lr=5e-4, batch=16)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(4, 12, 3, padding=1)
+        self.middle = nn.Conv2d(12, 12, 3, padding=1)
+        self.tail = nn.Conv2d(12, 12, 3, padding=1)
+        assert self.tail.bias is not None
+        nn.init.constant_(self.tail.bias, 0.5)
+
+    def body(self, planes: Tensor) -> Tensor:
+        features = torch.relu(self.middle(torch.tanh(self.stem(planes))))
+        return torch.relu(self.tail(features))
