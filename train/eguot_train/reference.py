@@ -4,7 +4,7 @@ R takes ingested planes (white-balanced, camera matrix applied, companded), aver
 scales up by two. The alignment on top is fitted once between colour samples of the raws and of the target photos,
 without any pair: luma by a monotone cubic tone curve through quantiles, chroma (R - Y, B - Y) by the
 Monge-Kantorovich map of its uncentred second moments, so greys stay grey. Samples are weighted by unbalanced
-optimal transport in colour space, which discounts content that only one side shows (METHOD.md 1.5, DESIGN "floor").
+optimal transport in colour space, which discounts content that only one side shows (METHOD.md 1.5).
 The alignment is invertible: `data/pseudo.py` sends target photos back through it.
 All colours here are gamma-space RGB in [0, 1].
 """
