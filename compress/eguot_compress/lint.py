@@ -22,6 +22,7 @@ from eguot_sdk.ispfile import describe
 from eguot_train.checkpoint import build_isp, load_run
 from eguot_train.isps import ISPS
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.packed import written_out
 
 from .fake_quant import quantise_body, trace_body
 
@@ -81,7 +82,7 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
 
 def lint_network(net: IspNet) -> Iterator[Finding]:
     """Findings on the deployed form of a network, trained or not."""
-    net = net.deploy().eval()
+    net = written_out(net.deploy()).eval()
     yield from _context_findings(net)
     graph = trace_body(net)
     modules = dict(graph.named_modules())

@@ -23,6 +23,7 @@ from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_train.checkpoint import LoadedRun, checkpoints, prefixed, save_checkpoint, write_file
 from eguot_train.config import TrainConfig
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.packed import written_out
 
 from .fake_quant import QuantState, last_convolution
 
@@ -39,7 +40,7 @@ def refuse_existing(out: Path) -> None:
 def trainable_net(loaded: LoadedRun) -> IspNet:
     """The run's network, where its weights can be kept in quantised form. Raises UsageError where they cannot."""
     net = loaded.net
-    if net.deploy() is not net or last_convolution(net) is None:
+    if written_out(net.deploy()) is not net or last_convolution(net) is None:
         raise UsageError(
             f"{loaded.config.isp} is rebuilt when it is deployed, so a run cannot hold its int8 form: "
             "convert the float run with --precision w8a8, which quantises after training"

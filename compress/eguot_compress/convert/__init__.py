@@ -34,6 +34,7 @@ from eguot_sdk.errors import GateError, OutputError, UsageError
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.packed import written_out
 
 from .formats import FORMATS, FileFormat, Format, as_stored, from_stored
 
@@ -138,7 +139,7 @@ class _Subject:
     """What all files of one conversion share: the network, its golden renderings, its scales, its provenance."""
 
     def __init__(self, loaded: LoadedRun, name: str, calibration: Calibration, run: Path) -> None:
-        self.net = cast("IspNet", ending_in_convolution(loaded.net.deploy().eval()))
+        self.net = cast("IspNet", ending_in_convolution(written_out(loaded.net.deploy()).eval()))
         self.loaded, self.name, self.calibration = loaded, name, calibration
         self.provenance = _provenance(loaded, run, calibration)
         self.scales = load_scales(run)

@@ -18,7 +18,6 @@ class EfficientIsp(IspNet):
 
     name = "efficientisp"
     halo = 3
-    mobile_safe = False  # tanh
     recipe = Recipe(lr=5e-4, batch=16)
 
     def __init__(self) -> None:

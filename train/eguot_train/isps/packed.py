@@ -100,16 +100,42 @@ def doubling_conv(channels: int, out: int) -> PackedConv2d:
 
 
 def written_out(net: Net) -> Net:
-    """The network with plain convolutions for all PackedConv2d: a copy, or itself where it has none.
+    """The network in the form that converters take: a copy, or itself where nothing needs to change.
 
-    The plain ones hold the zeros too, so the copy has more parameters; its numbers are the same.
+    Plain convolutions stand for all PackedConv2d; transposed convolutions with output padding, which converters refuse,
+    get an even kernel instead. Both hold zeros too, so the copy has more parameters; its numbers are the same.
     """
-    if not any(isinstance(m, PackedConv2d) for m in net.modules()):
+    changes = {path: _plain(module) for path, module in net.named_modules()}
+    if not any(changes.values()):
         return net
     twin = copy.deepcopy(net)
-    for path, module in list(twin.named_modules()):
-        if isinstance(module, PackedConv2d):
-            twin.set_submodule(path, module.written_out())
+    for path, module in changes.items():
+        if module is not None:
+            twin.set_submodule(path, module)
+    return twin
+
+
+def _plain(module: nn.Module) -> nn.Module | None:
+    """What stands for a module in the written-out network; None: itself."""
+    if isinstance(module, PackedConv2d):
+        return module.written_out()
+    if isinstance(module, nn.ConvTranspose2d) and (module.output_padding, module.padding) == ((1, 1), (1, 1)):
+        return _even_kernel(module)
+    return None
+
+
+def _even_kernel(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
+    """The layer without output padding: one more row and column of zeros in the kernel gives the same size."""
+    weight, bias = layer.weight.detach(), layer.bias
+    (rows, columns), (down, right) = weight.shape[2:], layer.stride
+    twin = nn.ConvTranspose2d(
+        layer.in_channels, layer.out_channels, (rows + 1, columns + 1), stride=(down, right), padding=1,
+        groups=layer.groups, bias=bias is not None, device=weight.device,
+    )  # fmt: skip
+    with torch.no_grad():
+        twin.weight.copy_(F.pad(weight, (0, 1, 0, 1)))
+        if bias is not None and twin.bias is not None:
+            twin.bias.copy_(bias)
     return twin
 
 

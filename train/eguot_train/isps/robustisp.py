@@ -18,7 +18,6 @@ class RobustIsp(IspNet):
 
     name = "robustisp"
     halo = 3
-    mobile_safe = False  # tanh
     recipe = Recipe(lr=2e-4, batch=32)
 
     def __init__(self) -> None:
