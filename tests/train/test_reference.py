@@ -103,7 +103,7 @@ def test_luma_follows_the_curve_and_chroma_the_matrix() -> None:
 @pytest.mark.parametrize("weighted", [False, True])
 def test_a_planted_alignment_is_found(weighted: bool) -> None:
     """Different colours of the same statistics on both sides: no pairs, and the map comes back."""
-    source, target = colours(700, 0), mapped(KNOWN, colours(700, 1))
+    source, target = colours(450, 0), mapped(KNOWN, colours(450, 1))
     found = fit_alignment(source, target, weighted=weighted)
     probe = colours(1000, 3)
     error = (mapped(found, probe) - mapped(KNOWN, probe)).square().mean().sqrt()
@@ -114,8 +114,8 @@ def test_a_planted_alignment_is_found(weighted: bool) -> None:
 
 def test_weights_discount_what_one_side_lacks() -> None:
     """One target colour in twenty is a saturated green; unbalanced weights keep most of the damage away."""
-    source, clean = colours(600, 0), mapped(KNOWN, colours(600, 1))
-    green = torch.tensor([0.15, 0.8, 0.1]) + 0.05 * torch.randn(30, 3, generator=torch.manual_seed(0))
+    source, clean = colours(400, 0), mapped(KNOWN, colours(400, 1))
+    green = torch.tensor([0.15, 0.8, 0.1]) + 0.05 * torch.randn(20, 3, generator=torch.manual_seed(0))
     target = torch.cat([clean, green])
     probe = colours(1000, 3)
     truth = mapped(KNOWN, probe)
@@ -127,12 +127,12 @@ def test_weights_discount_what_one_side_lacks() -> None:
     weighted = error(fit_alignment(source, target, weighted=True))
     assert weighted < 0.6 * plain
     # Prior weights, such as w(y) of a trained potential, do it as well.
-    prior = torch.cat([torch.ones(600), torch.full((30,), 1e-3)])
+    prior = torch.cat([torch.ones(400), torch.full((20,), 1e-3)])
     assert error(fit_alignment(source, target, weighted=False, target_weights=prior)) < 0.6 * plain
 
 
 def test_the_fit_depends_on_the_samples_alone() -> None:
-    source, target = colours(300, 0), colours(300, 1)
+    source, target = colours(200, 0), colours(200, 1)
     torch.manual_seed(1)
     one = fit_alignment(source, target)
     torch.manual_seed(2)
