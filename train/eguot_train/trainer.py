@@ -115,6 +115,7 @@ def train(
         return out
     device = torch.device(config.device)
     sources = load_sources(config)
+    echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
     for line in sources.skipped:
         echo(f"skipped {line}")
     if state and state["data"] != sources.hashes:
@@ -129,6 +130,8 @@ def train(
     if config.init is not None:
         load_weights(net, load_init(config), config.init)
     ema.load_state_dict(net.state_dict())
+    if not state and config.unpaired:
+        echo("aligning the reference rendering with the photos (up to a minute)")
     fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
