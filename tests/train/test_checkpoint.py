@@ -244,3 +244,15 @@ def test_nothing_is_unpickled() -> None:
     source = Path(checkpoint.__file__).read_text()
     assert "pickle." not in source
     assert "torch.load" not in source
+
+
+def test_a_run_folder_does_not_choose_what_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from eguot_train.checkpoint import TRUST, _refuse_foreign_code
+
+    monkeypatch.delenv(TRUST, raising=False)
+    _refuse_foreign_code(tmp_path, "qisp-s")
+    _refuse_foreign_code(tmp_path, "pathlib:Path")  # imported already, by the caller's own choice
+    with pytest.raises(CheckpointError, match="import its module first"):
+        _refuse_foreign_code(tmp_path, "never_imported_module:Net")
+    monkeypatch.setenv(TRUST, "1")
+    _refuse_foreign_code(tmp_path, "never_imported_module:Net")

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from .isps import ISPS, IspNet
 from .isps.base import checked
 
 KEEP = 2
+TRUST = "EGUOT_TRUST_RUN"
+"""Environment variable that lets run folders name classes to import."""
 MAX_CONFIG = 1 << 20
 """Characters read of a config.json, which has some thousand."""
 OWN_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -142,6 +145,15 @@ def build_isp(name: str) -> IspNet:
     raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}, or package.module:Class of your own")
 
 
+def _refuse_foreign_code(run: Path, isp: str) -> None:
+    """A run folder must not choose what gets imported: its own class has to be imported already, or trusted."""
+    known = isp.partition(":")[0] in sys.modules or os.environ.get(TRUST) == "1"
+    if OWN_CLASS.fullmatch(isp) and not known:
+        raise CheckpointError(
+            f"{run} was trained with the class {isp}: import its module first, or set {TRUST}=1 if you trust this run"
+        )
+
+
 def _own_class(name: str) -> type[IspNet]:
     module_name, _, class_name = name.partition(":")
     try:
@@ -171,6 +183,7 @@ def load_run(run: Path) -> LoadedRun:
     if not found:
         raise CheckpointError(f"{run} holds no checkpoint yet: let training reach its first one")
     tensors, state = read_checkpoint(found[-1])
+    _refuse_foreign_code(run, config.isp)
     net = build_isp(config.isp)
     load_weights(net, part("ema", tensors), found[-1].name)
     fields = {
