@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.eguot-installed
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow board check format clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# An emulated arm64 board for the tests that want one; Debian's debootstrap, proot and qemu-user-static.
+board: $(STAMP)
+	$(BIN)/python tests/board/make_board.py .board
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "board"))
+
+from make_board import Board, BoardError, find_board  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +31,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no larger data collection: set EGUOT_SHARED_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def board() -> Board:
+    """An emulated arm64 board; skips where `make board` was not run."""
+    try:
+        return find_board(Path(os.environ.get("EGUOT_BOARD") or ROOT / ".board"))
+    except BoardError as error:
+        pytest.skip(str(error))
