@@ -5,7 +5,7 @@
     python tests/board/make_board.py FOLDER --bind $PWD:/mnt --run python3 /mnt/tool.py
 
 Needs Debian's `debootstrap proot qemu-user-static`, and root or `fakeroot`. Packages come from the mirror that apt
-uses, wheels (the dependencies of the base install, as pinned in constraints.txt) from the index that pip uses. On the board
+uses, wheels (the base dependencies, as pinned in constraints.txt) from the index that pip uses. On the board
 they lie in /opt/site, which is on PYTHONPATH only where a command runs `with_wheels`, so that the same board also is
 one with nothing but Python. FOLDER holds about 500 MB and may be shared. What runs there is right and very slow:
 its times say nothing about a real board.
