@@ -30,6 +30,8 @@ CHROMA_LIMITS = (0.1, 10.0)
 SAMPLES = 1500
 RELAXATION, ENTROPY = 0.1, 2e-3
 ROUNDS, SINKHORN_STEPS, DAMPING = 12, 40, 0.5
+SAFE, HELD = 1e-25, 25.0
+"""Least kernel sum that float32 still resolves, and how far potentials move before the kernel is made anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,19 +131,41 @@ def unbalanced_marginals(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Marginals of the entropic unbalanced plan between histograms a [N], b [M] under cost [N, M].
 
-    Minimises <P, C> + entropy KL(P | a b^T) + relaxation (KL(P1 | a) + KL(P^T1 | b)) by log-domain Sinkhorn
+    Minimises <P, C> + entropy KL(P | a b^T) + relaxation (KL(P1 | a) + KL(P^T1 | b)) by Sinkhorn steps
     (Chizat et al. 2018). Returns both marginals and the potentials, which warm-start the next call.
     """
     f, g = potentials if potentials is not None else (torch.zeros_like(a), torch.zeros_like(b))
     log_a, log_b = a.clamp(min=1e-30).log(), b.clamp(min=1e-30).log()
     pull = relaxation / (relaxation + entropy)
-    kernel = -distance / entropy
+    # Products with a kernel that holds the potentials so far are many times faster than sums of logarithms, which are
+    # left for kernels with a row or column of zeros. u, v: how far f, g have moved since, in units of the entropy.
+    held_f, held_g, kernel = f, g, _kernel(distance, f, g, entropy)
+    u, v = torch.zeros_like(f), torch.zeros_like(g)
     for _ in range(steps):
-        f = -pull * entropy * torch.logsumexp(kernel + (g / entropy + log_b)[None, :], 1)
-        g = -pull * entropy * torch.logsumexp(kernel + (f / entropy + log_a)[:, None], 0)
-    log_plan = kernel + (f / entropy + log_a)[:, None] + (g / entropy + log_b)[None, :]
-    plan = log_plan.exp()
-    return plan.sum(1), plan.sum(0), (f, g)
+        seen = kernel @ (v + log_b).exp()
+        if seen.min() > SAFE:
+            f = pull * (held_f - entropy * seen.log())
+        else:
+            f = -pull * entropy * torch.logsumexp((g - distance) / entropy + log_b, 1)
+        u = (f - held_f) / entropy
+        if u.abs().max() > HELD:
+            held_f, held_g, kernel = f, g, _kernel(distance, f, g, entropy)
+            u, v = torch.zeros_like(f), torch.zeros_like(g)
+        seen = (u + log_a).exp() @ kernel
+        if seen.min() > SAFE:
+            g = pull * (held_g - entropy * seen.log())
+        else:
+            g = -pull * entropy * torch.logsumexp((f[:, None] - distance) / entropy + log_a[:, None], 0)
+        v = (g - held_g) / entropy
+        if v.abs().max() > HELD:
+            held_f, held_g, kernel = f, g, _kernel(distance, f, g, entropy)
+            u, v = torch.zeros_like(f), torch.zeros_like(g)
+    left, right = (u + log_a).exp(), (v + log_b).exp()
+    return left * (kernel @ right), (left @ kernel) * right, (f, g)
+
+
+def _kernel(distance: Tensor, f: Tensor, g: Tensor, entropy: float) -> Tensor:
+    return ((f[:, None] + g - distance) / entropy).exp_()
 
 
 def _features(rgb: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ def train(
         load_weights(net, load_init(config), config.init)
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
-        echo("aligning the reference rendering with the photos (up to a minute)")
+        echo("aligning the reference rendering with the photos (a few seconds)")
     fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
