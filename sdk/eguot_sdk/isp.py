@@ -24,20 +24,18 @@ from numpy.typing import NDArray
 from .errors import IspFileError, UsageError
 from .ingest import Ingest, dequantise, quantise
 from .ispfile import read_spec
-from .output import Picture, to_square_pixels, upright
+from .output import Picture, lying, to_square_pixels, upright
 from .raw import RawFrame, read_raw
 from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
 from .runtimes.fake import FakeRuntime, fake_spec
 from .spec import IspSpec, TensorSpec
-from .tiling import TileSide, Tiling, plan, tile_side
+from .tiling import TileSide, Tiling, auto_tile, plan, tile_side
 
 DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 MAX_EXPOSURE_EV = 16.0
 MAX_THREADS = 256
 STRIPE = 1 << 14
-"""Pixels read or written at once. So few stay in cache, need no second copy of a whole frame, and keep the matrix
-product of `Ingest.fill` below the size where OpenBLAS starts threads of its own (4 to 10 times slower on busy cores).
-"""
+"""Pixels written at once where a copy is needed on the way, so that it stays in cache."""
 
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
 Source = str | Path | bytes | BinaryIO | RawFrame
@@ -69,7 +67,7 @@ class ISP:
             raise IspFileError(f"ISP {spec.name!r}: raws need an even scale factor, not {spec.scale_factor}")
         self.spec = spec
         self.threads = _thread_count(threads)
-        self.tile = tile_side(spec, tile)
+        self.tile = auto_tile(spec, self.threads) if tile is None else tile_side(spec, tile)
         self._factory = runtime_factory
         self._opened: dict[int, list[Runtime]] = {}
         self._lock = threading.Lock()
@@ -88,8 +86,9 @@ class ISP:
         """Open an ISP file. `path` None: the default ISP of this package.
 
         `threads`: at most this many; None: the processors this process may use, or 1 with a delegate.
-        `tile`: side of a tile in packed pixels (2x2 raw pixels); None: what the file prefers; "whole": the frame at
-        once, which takes much more memory (some 70 bytes a pixel for a small network).
+        `tile`: side of a tile in packed pixels (2x2 raw pixels); None: chosen from the caches and the free memory of
+        this machine; "whole": the frame at once, which takes much more memory (some 70 bytes a pixel for a small
+        network).
         `delegate`: path of a TFLite delegate library; it is code and will be run.
         Raises IspFileError, UsageError or MissingDependency.
         """
@@ -114,7 +113,7 @@ class ISP:
     ) -> ISP:
         """An ISP without a model or a runtime package, for tests of your own program: right colours, soft detail."""
         spec = fake_spec(dtype)
-        return cls(spec, lambda _: FakeRuntime(spec), threads=threads, tile=tile)
+        return cls(spec, lambda _: FakeRuntime(spec), threads=threads, tile=spec.tile if tile is None else tile)
 
     def process(
         self,
@@ -132,16 +131,20 @@ class ISP:
         if not (isinstance(exposure, int | float) and math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE_EV):
             raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
         store = _storer(self.spec.output, bits)
-        frame = source if isinstance(source, RawFrame) else read_raw(source)
+        frame = source if isinstance(source, RawFrame) else read_raw(source, copy=False)
         ingest = Ingest(frame, self.spec, exposure)
-        tiling = plan(ingest.height, ingest.width, self.spec, self.tile)
-        per_pixel = self.spec.scale_factor // 2
-        height, width = frame.mosaic.shape
-        rgb = np.empty((height * per_pixel, width * per_pixel, 3), np.uint8 if bits == 8 else np.uint16)
+        tiling = plan(ingest.height, ingest.width, self.spec, self.tile, threads=self.threads)
+        height, width = (side * self.spec.scale_factor // 2 for side in frame.mosaic.shape)
+        # Tiles are written where they lie in the upright picture; only pixels that are not square need a copy.
+        orientation = frame.orientation if frame.pixel_aspect == 1.0 else 1
+        shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
+        picture: Picture = np.empty(shape, np.uint8) if bits == 8 else np.empty(shape, np.uint16)
         with self._lock:
-            self._develop(_Job(ingest, tiling, rgb, store), progress)
-        picture = upright(to_square_pixels(rgb, frame.pixel_aspect), frame.orientation)
-        return cast("Picture", np.ascontiguousarray(picture))
+            self._develop(_Job(ingest, tiling, lying(picture, orientation), store), progress)
+        if frame.pixel_aspect != 1.0:
+            square = to_square_pixels(picture, frame.pixel_aspect)
+            picture = cast("Picture", np.ascontiguousarray(upright(square, frame.orientation)))
+        return picture
 
     def run(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network alone, on exactly this input: companded planes float32 [h, w, 4] in [0, 1], R Gr Gb B.
@@ -219,11 +222,7 @@ class ISP:
         tiling, crop = job.tiling, job.ingest.crop
         height, width = tiling.input_size
         runtime.resize(height, width)
-        rows = max(1, STRIPE // width)
-        for row in range(0, height, rows):  # `input()` anew each time: no view may live on when the model runs
-            stripe = runtime.input()[0, row : row + rows]
-            job.ingest.fill(stripe, core[0] - tiling.halo + row, core[1] - tiling.halo)
-            del stripe
+        job.ingest.fill(runtime.input()[0], core[0] - tiling.halo, core[1] - tiling.halo)
         runtime.invoke()
         to_rows, from_rows = self._place(core[0], tiling.core[0], crop[0], job.rgb.shape[0], tiling.halo)
         to_cols, from_cols = self._place(core[1], tiling.core[1], crop[1], job.rgb.shape[1], tiling.halo)

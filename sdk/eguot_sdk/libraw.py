@@ -41,9 +41,12 @@ class LibRawPicture:
     exif: dict[str, str | int | float] = field(default_factory=dict)
 
 
-def decode(source: Path | BinaryIO, *, file_bytes: int, max_pixels: int) -> LibRawPicture:
-    """Decode a file by its path or an open stream. Raises UnsupportedRaw, CorruptRaw or RawError, without its name."""
-    with _opened(source) as raw:
+def decode(source: Path | BinaryIO, *, file_bytes: int, max_pixels: int, copy: bool = True) -> LibRawPicture:
+    """Decode a file by its path or an open stream. Raises UnsupportedRaw, CorruptRaw or RawError, without its name.
+
+    `copy` False: the mosaic is a view of LibRaw's own memory, which it keeps alive together with the open file.
+    """
+    with _opened(source, close=copy) as raw:
         sizes = raw.sizes
         pixels = sizes.raw_height * sizes.raw_width
         if pixels * MIN_BYTES_PER_PIXEL > file_bytes:
@@ -56,11 +59,11 @@ def decode(source: Path | BinaryIO, *, file_bytes: int, max_pixels: int) -> LibR
                 f"{sizes.raw_width} x {sizes.raw_height} pixels, more than the {max_pixels // 10**6} megapixels allowed"
             )
         raw.unpack()
-        return _picture(raw)
+        return _picture(raw, copy)
 
 
 @contextmanager
-def _opened(source: Path | BinaryIO) -> Iterator[Any]:
+def _opened(source: Path | BinaryIO, *, close: bool) -> Iterator[Any]:
     try:
         import rawpy
     except ImportError as error:
@@ -90,17 +93,20 @@ def _opened(source: Path | BinaryIO) -> Iterator[Any]:
             "LibRaw could not decode its pixel data: the file is damaged, copy it again from the camera"
         ) from error
     finally:
-        raw.close()
+        if close:
+            raw.close()
 
 
-def _picture(raw: Any) -> LibRawPicture:
+def _picture(raw: Any, copy: bool) -> LibRawPicture:
     cfa, index = _pattern(raw)
     sizes = raw.sizes
     black_by_colour = [float(v) for v in raw.black_level_per_channel]
     r, gr, gb, b = index
     black = (black_by_colour[r], black_by_colour[gr], black_by_colour[gb], black_by_colour[b])
     white, white_origin = _white(raw, index, black)
-    mosaic = np.array(raw.raw_image_visible, dtype=np.uint16, order="C")
+    mosaic = raw.raw_image_visible
+    if copy:
+        mosaic = np.array(mosaic, dtype=np.uint16, order="C")
     mosaic.setflags(write=False)
     xyz = np.array(raw.rgb_xyz_matrix, np.float64)[:3]
     gains = [float(v) for v in raw.camera_whitebalance[:3]]

@@ -110,6 +110,13 @@ def upright(rgb: Picture, orientation: int) -> Picture:
     return rgb[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
 
 
+def lying(picture: Picture, orientation: int) -> Picture:
+    """The inverse of `upright`, as a view: what is written into it appears upright in `picture`."""
+    flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    rgb = picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
+    return np.swapaxes(rgb, 0, 1) if orientation >= 5 else rgb
+
+
 def _check_picture(rgb: Picture) -> None:
     if not isinstance(rgb, np.ndarray) or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise UsageError(f"a picture is [H, W, 3], not {getattr(rgb, 'shape', type(rgb).__name__)}")

@@ -41,7 +41,7 @@ class RawFrame:
     """One Bayer picture as the sensor wrote it, checked. `from_array` makes one from plain values."""
 
     mosaic: NDArray[np.uint16] = field(repr=False)
-    """uint16 [H, W] raw counts of the visible area, C order, read-only."""
+    """uint16 [H, W] raw counts of the visible area, read-only; the pixels of a row lie side by side."""
     cfa: str
     """Colours at [0,0] [0,1] [1,0] [1,1]: one of RGGB GRBG GBRG BGGR."""
     black: Four
@@ -125,16 +125,17 @@ class RawFrame:
         )
 
 
-def read_raw(source: str | Path | bytes | BinaryIO) -> RawFrame:
+def read_raw(source: str | Path | bytes | BinaryIO, *, copy: bool = True) -> RawFrame:
     """Read a camera's raw file: its visible Bayer mosaic with levels, colour and orientation.
 
-    `source`: a path, the bytes of a file, or an open binary file. Raises UnsupportedRaw for a whole file that is no
-    Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened. The message begins with
-    the name of the file.
+    `source`: a path, the bytes of a file, or an open binary file. `copy` False saves a copy of the mosaic by leaving
+    it in LibRaw's memory, and keeps the file open for as long as the frame lives. Raises UnsupportedRaw for a whole
+    file that is no Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened. The message
+    begins with the name of the file.
     """
     with _opened(source) as (stream, decodable, name):
         try:
-            return _read(stream, decodable, name)
+            return _read(stream, decodable, name, copy)
         except RawError as error:
             raise type(error)(f"{name}: {error}") from error.__cause__
 
@@ -159,7 +160,7 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
     yield buffer, buffer, name
 
 
-def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str) -> RawFrame:
+def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, copy: bool) -> RawFrame:
     file_bytes = stream.seek(0, os.SEEK_END)
     if file_bytes > MAX_FILE_BYTES:
         raise RawError(f"a file of {file_bytes} bytes; at most {MAX_FILE_BYTES} are read")
@@ -172,7 +173,7 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str) -> RawFrame:
         raise CorruptRaw("a TIFF header without a picture: it is cut short, copy it again from the camera")
     tags = read_raw_tags(tiff) if tiff else RawTags()
     try:
-        picture = libraw.decode(decodable, file_bytes=file_bytes, max_pixels=MAX_PIXELS)
+        picture = libraw.decode(decodable, file_bytes=file_bytes, max_pixels=MAX_PIXELS, copy=copy)
     except RawError as error:
         if kind is not None:
             raise UnsupportedRaw(f"{kind}, not a camera raw: give the raw file of the camera") from error
@@ -377,8 +378,9 @@ def _check_mosaic(mosaic: NDArray[np.uint16]) -> None:
             f"a mosaic is uint16 [H, W], not {mosaic.dtype} of shape {mosaic.shape}: use RawFrame.from_array"
         )
     _check_size(mosaic.shape[0], mosaic.shape[1])
-    if mosaic.flags.writeable or not mosaic.flags.c_contiguous:
-        raise RawError("a mosaic must be in C order and read-only: use RawFrame.from_array, which copies")
+    row, pixel = mosaic.strides
+    if mosaic.flags.writeable or pixel != 2 or row < 2 * mosaic.shape[1]:
+        raise RawError("a mosaic must lie row by row and be read-only: use RawFrame.from_array, which copies")
 
 
 def _check_size(height: int, width: int) -> None:

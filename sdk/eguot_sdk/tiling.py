@@ -8,13 +8,22 @@ past the frame.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from .errors import UsageError
 from .spec import IspSpec
 
 TileSide = int | Literal["whole"]
+MAX_AUTO_TILE = 1024
+MIN_AUTO_TILE = 64
+DEFAULT_CACHE_BYTES = 1 << 20
+MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +42,12 @@ class Tiling:
         return self.core[0] + 2 * self.halo, self.core[1] + 2 * self.halo
 
 
-def plan(height: int, width: int, spec: IspSpec, tile: TileSide | None = None) -> Tiling:
+def plan(height: int, width: int, spec: IspSpec, tile: TileSide | None = None, *, threads: int = 1) -> Tiling:
     """Tiles that cover [height, width]. `tile`: side of a core at most, "whole" for one tile, None for the spec's own.
 
-    Cores are made as equal as `multiple` allows, so little is computed that no one sees. Raises UsageError where the
-    ISP cannot be run with such tiles.
+    Cores are made as equal as `multiple` allows, so little is computed that no one sees. Where few of them would leave
+    some of `threads` idle at the end, they are made narrower. Raises UsageError where the ISP cannot be run with
+    such tiles.
     """
     side = tile_side(spec, tile)
     if spec.global_context and side != "whole" and (height > side or width > side):
@@ -50,8 +60,56 @@ def plan(height: int, width: int, spec: IspSpec, tile: TileSide | None = None) -
     else:
         core_height = _even_core(height, side, spec.multiple)
         core_width = _even_core(width, side, spec.multiple)
+        rows, columns = -(-height // core_height), -(-width // core_width)
+        if 1 < rows * columns < 8 * threads:
+            columns = next(c for c in range(columns, columns + threads) if rows * c % threads == 0)
+            core_width = -(-width // (columns * spec.multiple)) * spec.multiple
     tops, lefts = range(0, height, core_height), range(0, width, core_width)
     return Tiling(tuple((top, left) for top in tops for left in lefts), (core_height, core_width), spec.halo)
+
+
+def auto_tile(spec: IspSpec, threads: int) -> TileSide:
+    """The side of a core for this machine: the larger, the less is computed twice in halos.
+
+    Bounded by the cache, so that what two layers of the network exchange stays in a thread's share of it, but not
+    below what the file prefers; and by memory, so that the tiles of all threads take at most a quarter of what is free.
+    """
+    preferred = tile_side(spec, None)
+    if preferred == "whole" or spec.fixed_tile:
+        return preferred
+    # Tensors inside are not known without the model; those of ISPs that run fast are about as large as its output.
+    cell_bytes = 4 * np.dtype(spec.input.dtype).itemsize
+    cell_bytes += 3 * spec.scale_factor**2 * np.dtype(spec.output.dtype).itemsize
+    by_cache = math.isqrt(last_level_cache_bytes() // threads // (2 * cell_bytes)) - 2 * spec.halo
+    by_memory = math.isqrt(int(MEMORY_SHARE * free_memory_bytes()) // threads // (8 * cell_bytes)) - 2 * spec.halo
+    side = min(max(min(by_cache, MAX_AUTO_TILE), preferred), max(by_memory, MIN_AUTO_TILE))
+    return max(side // spec.multiple, 1) * spec.multiple
+
+
+@functools.cache
+def last_level_cache_bytes() -> int:
+    """Size of the largest cache of the first processor; 1 MB where the system does not say."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        try:
+            text = file.read_text().strip()
+            sizes.append(int(text.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(text[-1:], 1))
+        except (OSError, ValueError):
+            continue
+    return max(sizes, default=DEFAULT_CACHE_BYTES)
+
+
+def free_memory_bytes() -> int:
+    """What may be allocated without swapping, at most what the control group allows; 4 GB where unknown."""
+    free = 4 << 30
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError, StopIteration):
+        pass
+    return max(free, 0)
 
 
 def tile_side(spec: IspSpec, tile: TileSide | None) -> TileSide:

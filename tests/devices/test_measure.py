@@ -36,8 +36,8 @@ def test_one_model_is_measured_from_all_sides(shipped: Path, pairs: Path) -> Non
     assert result.sha256 == hashlib.sha256(model.read_bytes()).hexdigest()
     assert result.file_bytes == model.stat().st_size
     assert result.precision == "w8a8"
-    spec = ISP.load(model).spec
-    assert (result.tile.height_packed, result.tile.width_packed) == (spec.tile + 2 * spec.halo,) * 2
+    isp = ISP.load(model)
+    assert (result.tile.height_packed, result.tile.width_packed) == (int(isp.tile) + 2 * isp.spec.halo,) * 2
     assert result.tile.threads == 1
     assert result.tile.latency.runs >= MIN_PERCENTILE_RUNS
     for latency in (result.tile.latency, result.frame.latency):

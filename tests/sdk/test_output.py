@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from eguot_sdk import output
 from eguot_sdk.errors import OutputError, UsageError
-from eguot_sdk.output import to_square_pixels, upright, write_image
+from eguot_sdk.output import lying, to_square_pixels, upright, write_image
 
 EXIF: dict[str, str | int | float] = {
     "Make": "Càmera",
@@ -240,6 +240,15 @@ def test_upright_is_what_pillow_does_with_that_orientation(orientation: int) -> 
     turned = upright(rgb, orientation)
     assert np.array_equal(turned, np.asarray(ImageOps.exif_transpose(image)))
     assert turned.base is not None  # a view
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_what_is_written_lying_appears_upright(orientation: int) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    expected = upright(rgb, orientation)
+    picture = np.zeros(expected.shape, np.uint8)
+    lying(picture, orientation)[...] = rgb
+    np.testing.assert_array_equal(picture, expected)
 
 
 def test_upright_is_what_libraw_does(make_dng: Callable[..., bytes]) -> None:

@@ -445,6 +445,17 @@ def test_path_bytes_and_open_file_give_the_same(shipped: Path) -> None:
     assert from_file.source == str(path)
 
 
+def test_a_mosaic_left_in_the_memory_of_libraw_is_the_same(shipped: Path) -> None:
+    path = shipped / "canon_s40_0117.crw"
+    copied, borrowed = read_raw(path), read_raw(path, copy=False)
+    assert borrowed.mosaic.base is not None
+    assert not borrowed.mosaic.flags.writeable
+    np.testing.assert_array_equal(borrowed.mosaic, copied.mosaic)
+    mosaic = borrowed.mosaic
+    del borrowed
+    np.testing.assert_array_equal(mosaic, copied.mosaic)  # the view keeps it alive
+
+
 def test_the_time_in_a_crw_does_not_depend_on_this_machine(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eguot_sdk import tiling as tiling_module
 from eguot_sdk.errors import UsageError
-from eguot_sdk.spec import IspSpec
-from eguot_sdk.tiling import plan, tile_side
+from eguot_sdk.spec import IspSpec, TensorSpec
+from eguot_sdk.tiling import auto_tile, plan, tile_side
+
+INT8 = TensorSpec(dtype="int8", scale=1 / 255, zero_point=-128)
 
 
 def spec(**fields: object) -> IspSpec:
@@ -89,3 +92,31 @@ def test_what_is_no_tile_is_refused(tile: object) -> None:
 def test_a_tile_off_the_grid_is_refused() -> None:
     with pytest.raises(UsageError, match=r"multiple of 4 .*, not 66"):
         tile_side(spec(multiple=4), 66)
+
+
+def test_tiles_for_this_machine_follow_cache_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def side(of: IspSpec, threads: int, cache_mb: float, free_mb: float) -> int | str:
+        monkeypatch.setattr(tiling_module, "last_level_cache_bytes", lambda: int(cache_mb * 2**20))
+        monkeypatch.setattr(tiling_module, "free_memory_bytes", lambda: int(free_mb * 2**20))
+        return auto_tile(of, threads)
+
+    int8 = spec(halo=10, multiple=2, tile=256).replace(input=INT8, output=INT8)
+    wide = side(int8, 1, 32, 8000)
+    assert isinstance(wide, int)
+    assert 256 < wide <= 1024
+    assert side(int8, 4, 32, 8000) < wide  # type: ignore[operator]
+    assert side(int8, 4, 1, 8000) == 256  # never below what the file prefers for want of cache
+    assert side(int8, 4, 32, 20) < 256  # type: ignore[operator]
+    assert side(int8, 4, 32, 0) == 64
+    assert side(int8.replace(tile=256, fixed_tile=True), 4, 32, 8000) == 256
+    assert side(int8.replace(global_context=True), 4, 32, 8000) == "whole"
+    assert side(spec(halo=9, multiple=3, tile=255), 2, 32, 8000) % 3 == 0  # type: ignore[operator]
+
+
+def test_few_tiles_are_shared_evenly() -> None:
+    small = spec(halo=10, multiple=2, tile=256)
+    for threads in (1, 2, 3, 4):
+        tiling = plan(1500, 2000, small, 704, threads=threads)
+        assert len(tiling.cores) % threads == 0
+        assert max(tiling.core) <= 704
+    assert len(plan(60, 60, small, 704, threads=4).cores) == 1
