@@ -8,13 +8,14 @@ are ignored), and NAME_srgb.png or .jpg, the truth: sRGB, of the size of the mos
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,22 +41,7 @@ class Pair:
 
     def frame(self) -> RawFrame:
         """The mosaic with its values. Raises RawError naming the file."""
-        meta = _read_json(self.json_path)
-        mosaic = _read_mosaic(self.raw_path)
-        try:
-            return RawFrame.from_array(
-                mosaic,
-                cfa=meta["cfa"],
-                black=meta["black"],
-                white=meta["white"],
-                white_balance=meta.get("camera_wb"),
-                matrix=meta.get("matrix"),
-                orientation=meta.get("orientation", 1),
-            )
-        except KeyError as error:
-            raise RawError(f"{self.json_path}: the key {error} is missing; cfa, black and white are needed") from error
-        except RawError as error:
-            raise RawError(f"{self.json_path}: {error}") from error
+        return _frame(_read_json(self.json_path), _read_mosaic(self.raw_path), self.json_path)
 
     def truth(self) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] sRGB of the size of the mosaic, in the mosaic's orientation. Raises RawError."""
@@ -97,6 +83,38 @@ def list_pairs(folder: str | Path) -> list[Pair]:
     return pairs
 
 
+def encode_frame(frame: RawFrame) -> tuple[bytes, bytes]:
+    """The bytes of NAME_raw.png and of NAME.json for a frame."""
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.fromarray(frame.mosaic).save(png, "PNG", compress_level=4)
+    return png.getvalue(), json.dumps(_meta(frame), indent=1).encode()
+
+
+def decode_frame(mosaic: bytes, meta: bytes, where: str) -> RawFrame:
+    """The inverse of `encode_frame`; `where` names the source in messages. Raises RawError."""
+    path = Path(where)
+    return _frame(_read_json(path, io.BytesIO(meta)), _read_mosaic(path, io.BytesIO(mosaic)), path)
+
+
+def _frame(meta: dict[str, Any], mosaic: NDArray[np.uint16], source: Path) -> RawFrame:
+    try:
+        return RawFrame.from_array(
+            mosaic,
+            cfa=meta["cfa"],
+            black=meta["black"],
+            white=meta["white"],
+            white_balance=meta.get("camera_wb"),
+            matrix=meta.get("matrix"),
+            orientation=meta.get("orientation", 1),
+        )
+    except KeyError as error:
+        raise RawError(f"{source}: the key {error} is missing; cfa, black and white are needed") from error
+    except RawError as error:
+        raise RawError(f"{source}: {error}") from error
+
+
 def write_pair(folder: str | Path, name: str, frame: RawFrame, truth: NDArray[np.uint8]) -> Pair:
     """Write one pair into a folder, made if absent; an existing pair of that name is replaced.
 
@@ -118,11 +136,11 @@ def write_pair(folder: str | Path, name: str, frame: RawFrame, truth: NDArray[np
     pair = Pair(name, folder / (name + RAW_SUFFIX), folder / f"{name}.json", folder / f"{name}_srgb.png")
     with written_beside(pair.truth_path) as file:
         Image.fromarray(np.ascontiguousarray(truth)).save(file, "PNG", compress_level=4)
-    with written_beside(pair.json_path) as file:
-        file.write(json.dumps(_meta(frame), indent=1).encode())
-    # Last: the mosaic is what `list_pairs` looks for.
-    with written_beside(pair.raw_path) as file:
-        Image.fromarray(frame.mosaic).save(file, "PNG", compress_level=4)
+    mosaic, meta = encode_frame(frame)
+    # The mosaic last: it is what `list_pairs` looks for.
+    for path, data in ((pair.json_path, meta), (pair.raw_path, mosaic)):
+        with written_beside(path) as file:
+            file.write(data)
     return pair
 
 
@@ -141,9 +159,9 @@ def _meta(frame: RawFrame) -> dict[str, Any]:
     return meta
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
     with _reading(path):
-        with path.open("rb") as file:
+        with contextlib.nullcontext(source) if source else path.open("rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
         if len(data) > MAX_JSON_BYTES:
             raise RawError(f"{path}: more than {MAX_JSON_BYTES} bytes, too many for the values of a pair")
@@ -153,10 +171,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return meta
 
 
-def _read_mosaic(path: Path) -> NDArray[Any]:
+def _read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint16]:
     from PIL import Image
 
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), Image.open(source or path) as image:
         _check_pixels(path, image.size)
         if not image.mode.startswith("I"):
             raise RawError(f"{path}: expected a 16-bit grey PNG of raw counts, found Pillow mode {image.mode}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,15 +55,18 @@ def load_raws(folder: Path) -> tuple[list[RawFrame], list[str]]:
     return frames, skipped
 
 
-def load_photo(path: Path) -> Picture:
-    """An upright sRGB photo, uint8 [H, W, 3]. Raises UsageError on whatever is wrong with the file."""
+def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:
+    """An sRGB photo, uint8 [H, W, 3], turned as its EXIF says unless told otherwise.
+
+    Read from `source` where given, and then `path` only names it. Raises UsageError on whatever is wrong with the file.
+    """
     try:
-        with Image.open(path) as image:
+        with Image.open(source or path) as image:
             if image.width * image.height > MAX_PHOTO_PIXELS:
                 raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most 200 megapixels)")
             if image.mode == "F":
                 raise UsageError(f"{path.name}: floating-point photos have no agreed range; save it with 8 or 16 bits")
-            return _eight_bit_rgb(ImageOps.exif_transpose(image))
+            return _eight_bit_rgb(ImageOps.exif_transpose(image) if upright else image)
     except UsageError:
         raise
     except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
