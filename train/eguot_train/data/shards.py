@@ -212,7 +212,7 @@ def read_index(shard: Path, role: Role) -> tuple[list[ShardSample], str | None]:
                 if count >= MAX_MEMBERS:
                     problem = f"{shard.name}: more than {MAX_MEMBERS} members; the rest is left out"
                     break
-                tar.members = []  # tarfile would keep every header it has seen
+                tar.members = []  # type: ignore[attr-defined] # tarfile would keep every header it has seen
                 name, suffix = _split(info.name)
                 if not info.isreg() or suffix is None:
                     continue
