@@ -36,7 +36,7 @@ GREY_WORLD_TRUST = 0.7
 BALANCED_BELOW = 1.35
 GAIN_LIMITS = (0.25, 8.0)
 
-STRIPE = 1 << 16
+STRIPE = 1 << 14
 """Cells worked on at once: so few stay in cache, and keep the matrix product of float ingest below the size where
 OpenBLAS starts threads of its own (4 to 10 times slower on busy cores).
 """
@@ -44,6 +44,8 @@ CODES = 65535
 
 Array = NDArray[Any]
 Float32 = NDArray[np.float32]
+Runs = list[tuple[slice, slice | NDArray[np.intp]]]
+"""Places along one axis of an output, and where in the mosaic they come from."""
 
 
 def compand(linear: Array, exponent: float = 1 / GAMMA) -> Float32:
@@ -215,20 +217,22 @@ class Ingest:
         height, width = out.shape[:2]
         rows = min(max(1, STRIPE // width), height)
         scratch = _Scratch(rows, width) if self._words is not None else None
+        columns = [_runs(2 * left + dx - self.crop[1], width, self.mosaic.shape[1]) for dx in (0, 1)]
         for row in range(0, height, rows):
             stripe = out[row : row + rows]
+            lines = [_runs(2 * (top + row) + dy - self.crop[0], len(stripe), self.mosaic.shape[0]) for dy in (0, 1)]
             if scratch is not None:
-                self._fill_by_words(stripe, top + row, left, scratch)
+                self._fill_by_words(stripe, lines, columns, scratch)
             else:
-                self._fill_by_values(stripe, top + row, left)
+                self._fill_by_values(stripe, lines, columns)
 
-    def _fill_by_words(self, out: Array, top: int, left: int, scratch: _Scratch) -> None:
+    def _fill_by_words(self, out: Array, lines: list[Runs], columns: list[Runs], scratch: _Scratch) -> None:
         """Without float and without allocation; `mode="clip"` spares a test of every index, none is out of range."""
         assert self._words is not None
         height, width = out.shape[:2]
         index, mixed, word = scratch.index[:height], scratch.mixed[:height], scratch.word[:height]
         for i, (dy, dx) in enumerate(PLANE_AT):
-            self._copy_counts(index, 2 * top + dy, 2 * left + dx)
+            self._copy_counts(index, lines[dy], columns[dx])
             if i == 0:
                 np.take(self._words[i], index, out=mixed, mode="clip")
             else:
@@ -238,11 +242,13 @@ class Ingest:
         np.copyto(fields, mixed.view(np.uint16).reshape(height, width, 4))
         np.take(self._luts, fields, out=out, mode="clip")
 
-    def _fill_by_values(self, out: Array, top: int, left: int) -> None:
+    def _fill_by_values(self, out: Array, lines: list[Runs], columns: list[Runs]) -> None:
         height, width = out.shape[:2]
         target = out if self._mix is None else np.empty((height, width, 4), np.float32)
+        counts = np.empty((height, width), np.uint16)
         for i, (dy, dx) in enumerate(PLANE_AT):
-            target[..., i] = self._luts[i][self._counts(2 * top + dy, height, 2 * left + dx, width)]
+            self._copy_counts(counts, lines[dy], columns[dx])
+            target[..., i] = self._luts[i][counts]
         if self._mix is not None:
             out[...] = compand((target.reshape(-1, 4) @ self._mix).reshape(height, width, 4), self._exponent)
 
@@ -272,26 +278,14 @@ class Ingest:
         copied.width = (mosaic.shape[1] + red_col + 1) // 2
         return copied
 
-    def _counts(self, row: int, rows: int, col: int, cols: int) -> NDArray[np.uint16]:
-        """Every second count from virtual (row, col): a view inside the frame, a copy at its borders."""
-        top, left = row - self.crop[0], col - self.crop[1]
-        height, width = self.mosaic.shape
-        last_row, last_col = top + 2 * rows - 2, left + 2 * cols - 2
-        if top >= 0 and left >= 0 and last_row < height and last_col < width:
-            return self.mosaic[top : last_row + 1 : 2, left : last_col + 1 : 2]
-        counts = np.empty((rows, cols), np.uint16)
-        self._copy_counts(counts, row, col)
-        return counts
-
-    def _copy_counts(self, out: Array, row: int, col: int) -> None:
-        """Every second count from virtual (row, col), into `out` of any whole-number type."""
-        height, width = self.mosaic.shape
-        for ys, from_ys in _runs(row - self.crop[0], out.shape[0], height):
-            for xs, from_xs in _runs(col - self.crop[1], out.shape[1], width):
+    def _copy_counts(self, out: Array, lines: Runs, columns: Runs) -> None:
+        """Counts of one plane into `out` of any whole-number type."""
+        for ys, from_ys in lines:
+            for xs, from_xs in columns:
                 out[ys, xs] = self.mosaic[from_ys][:, from_xs]
 
 
-def _runs(start: int, count: int, size: int) -> list[tuple[slice, slice | NDArray[np.intp]]]:
+def _runs(start: int, count: int, size: int) -> Runs:
     """Where in `count` outputs, and from which inputs of an axis of `size`, `start`, `start + 2`, ... reflected come.
 
     Three runs at most, before, inside and after the axis; slices, so that only a frame smaller than a halo is gathered.
@@ -300,7 +294,7 @@ def _runs(start: int, count: int, size: int) -> list[tuple[slice, slice | NDArra
     if start <= -size or end > 2 * size:
         return [(slice(0, count), reflect(np.arange(start, end, 2), size))]
     before, inside = min(max((1 - start) // 2, 0), count), min(max((size - start + 1) // 2, 0), count)
-    runs: list[tuple[slice, slice | NDArray[np.intp]]] = []
+    runs: Runs = []
     if before > 0:
         runs.append((slice(0, before), _backwards(-start, before)))
     if inside > before:

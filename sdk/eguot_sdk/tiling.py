@@ -24,6 +24,9 @@ MAX_AUTO_TILE = 1024
 MIN_AUTO_TILE = 64
 DEFAULT_CACHE_BYTES = 1 << 20
 MEMORY_SHARE = 0.25
+IN_FLIGHT_BYTES = 96 << 20
+BYTES_IN_FLIGHT = 12
+"""What a runtime takes for a tile, in bytes of its input and output together; 11 was measured for the default ISP."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def auto_tile(spec: IspSpec, threads: int) -> TileSide:
     """The side of a core for this machine: the larger, the less is computed twice in halos.
 
     Bounded by the cache, so that what two layers of the network exchange stays in a thread's share of it, but not
-    below what the file prefers; and by memory, so that the tiles of all threads take at most a quarter of what is free.
+    below what the file prefers; and by memory: all tiles in flight take 96 MB, less where little is free.
     """
     preferred = tile_side(spec, None)
     if preferred == "whole" or spec.fixed_tile:
@@ -80,10 +83,18 @@ def auto_tile(spec: IspSpec, threads: int) -> TileSide:
     # Tensors inside are not known without the model; those of ISPs that run fast are about as large as its output.
     cell_bytes = 4 * np.dtype(spec.input.dtype).itemsize
     cell_bytes += 3 * spec.scale_factor**2 * np.dtype(spec.output.dtype).itemsize
-    by_cache = math.isqrt(last_level_cache_bytes() // threads // (2 * cell_bytes)) - 2 * spec.halo
-    by_memory = math.isqrt(int(MEMORY_SHARE * free_memory_bytes()) // threads // (8 * cell_bytes)) - 2 * spec.halo
-    side = min(max(min(by_cache, MAX_AUTO_TILE), preferred), max(by_memory, MIN_AUTO_TILE))
-    return max(side // spec.multiple, 1) * spec.multiple
+
+    def side(budget: int, bytes_per_cell: int) -> int:
+        return math.isqrt(budget // threads // bytes_per_cell) - 2 * spec.halo
+
+    free = int(MEMORY_SHARE * free_memory_bytes())
+    wanted = min(
+        side(last_level_cache_bytes(), 2 * cell_bytes),
+        side(IN_FLIGHT_BYTES, BYTES_IN_FLIGHT * cell_bytes),
+        MAX_AUTO_TILE,
+    )
+    allowed = max(side(free, BYTES_IN_FLIGHT * cell_bytes), MIN_AUTO_TILE)
+    return max(min(max(wanted, preferred), allowed) // spec.multiple, 1) * spec.multiple
 
 
 @functools.cache
