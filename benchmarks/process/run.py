@@ -3,8 +3,8 @@
     python benchmarks/process/run.py                       # 12 and 48 megapixels, 1 and 2 threads: about 3 minutes
     python benchmarks/process/run.py --trace trace.json    # one frame as a trace, for https://ui.perfetto.dev
 
-The DNGs are made by tiling the mosaic of a real raw (tests/data). Every row is a process of its own, so that its peak of
-memory is its own; LibRaw's threads are OpenMP's, set to the same number. `first` includes imports and opening the
+The DNGs are made by tiling the mosaic of a real raw (tests/data). Every row is a process of its own, so that its peak
+of memory is its own; LibRaw's threads are OpenMP's, set to the same number. `first` includes imports and opening the
 ISP; `best` is the best of the following runs. Shares of the stages are CPU time of one frame at one thread.
 """
 

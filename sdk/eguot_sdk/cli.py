@@ -149,6 +149,34 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     return value
 
 
+def _gains(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | Literal["auto"] | None:
+    if value is None:
+        return None
+    if value == "auto":
+        return "auto"
+    gains = _numbers(value)
+    if len(gains) != 3 or min(gains) <= 0:
+        raise click.BadParameter(f"expected auto or three gains above 0 such as 2.1,1,1.6, not {value!r}")
+    return gains
+
+
+def _levels(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    levels = _numbers(value)
+    if len(levels) not in (1, 4):
+        raise click.BadParameter(f"expected one number or four (R,Gr,Gb,B), not {value!r}")
+    return levels * (4 // len(levels))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        return ()
+    return numbers if all(math.isfinite(n) for n in numbers) else ()
+
+
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
 @click.option("-m", "--model", type=click.Path(path_type=Path), help="ISP file (.tflite); the default ISP without it.")
@@ -180,8 +208,36 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
     callback=_finite,
     help="Brighter by so many stops.",
 )
+@click.option(
+    "--wb", metavar="auto|R,G,B", callback=_gains, help="White balance: estimated, or gains.  [default: as shot]"
+)
+@click.option(
+    "--black-level", metavar="N|R,Gr,Gb,B", callback=_levels, help="Raw counts without light.  [default: the file's]"
+)
+@click.option(
+    "--white-level", metavar="N|R,Gr,Gb,B", callback=_levels, help="Raw counts at clipping.  [default: the file's]"
+)
+@click.option(
+    "--cfa",
+    type=click.Choice(["RGGB", "GRBG", "GBRG", "BGGR"]),
+    help="Colours of the first 2 x 2 pixels that are visible.",
+)
+@click.option(
+    "--lens-shading",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    show_default=True,
+    help="Gain maps of a DNG: used where there are some, demanded, or not used.",
+)
+@click.option(
+    "--delegate",
+    type=click.Path(path_type=Path),
+    metavar="LIB",
+    help="TFLite delegate library; it is code and will run.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave out inputs whose picture exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was written, skipped and failed as JSON on stdout.")
 def process(
     inputs: tuple[Path, ...],
     model: Path | None,
@@ -191,8 +247,15 @@ def process(
     format_: str | None,
     bits: str,
     exposure: float,
+    wb: tuple[float, float, float] | Literal["auto"] | None,
+    black_level: tuple[float, float, float, float] | None,
+    white_level: tuple[float, float, float, float] | None,
+    cfa: str | None,
+    lens_shading: Literal["auto", "on", "off"],
+    delegate: Path | None,
     overwrite: bool,
     skip_existing: bool,
+    as_json: bool,
 ) -> None:
     """Develop raw files, and those in folders, to pictures.
 
@@ -203,15 +266,25 @@ def process(
     if overwrite and skip_existing:
         raise click.UsageError("--overwrite and --skip-existing exclude each other")
     jobs = develop.plan(inputs, output, format_=format_, bits=int(bits))
-    result = develop.run(
-        jobs,
+    overrides = None
+    if any(value is not None for value in (wb, black_level, white_level, cfa)):
+        from .raw import Overrides
+
+        overrides = Overrides(cfa=cfa, black=black_level, white=white_level, white_balance=wb)
+    settings = develop.Settings(
         model=model,
         threads=threads,
         tile=tile,
+        delegate=delegate,
         bits=8 if bits == "8" else 16,
         exposure=exposure,
+        lens_shading=lens_shading,
+        overrides=overrides,
         existing="overwrite" if overwrite else "skip" if skip_existing else "fail",
     )
+    result = develop.run(jobs, settings)
+    if as_json:
+        click.echo(json.dumps(result.as_dict(), indent=2))
     if len(jobs) > 1 or not result.failed:
         click.echo(result.summary(), err=True)
     if result.failed:

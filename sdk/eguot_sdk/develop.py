@@ -1,7 +1,9 @@
 """Many raw files to many pictures: which file becomes which picture, and the run over them.
 
 A picture is named after its raw and always lies directly in the output folder; raws of one name get pictures told
-apart by the raw's suffix (IMG.dng.jpg, IMG.crw.jpg) or a number. One failing file never stops the others.
+apart by the raw's suffix (IMG.dng.jpg, IMG.crw.jpg) or a number. One failing file never stops the others, not even one
+that crashes LibRaw: raws are decoded in another process. While one is developed the next is decoded there and the one
+before is encoded by a thread.
 """
 
 from __future__ import annotations
@@ -9,17 +11,20 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
-from .output import SUFFIXES, write_image
+from .output import SUFFIXES, remove_leftovers, write_image
 from .progress import Progress, progress_bar
 
 if TYPE_CHECKING:
     from .isp import ISP
+    from .raw import Overrides, RawFrame
+    from .shading import LensShading
 
 # Suffixes by which a folder's raws are known; a file named on the command line may have any.
 RAW_SUFFIXES = frozenset(
@@ -32,6 +37,8 @@ RAW_SUFFIXES = frozenset(
 )
 PICTURE_SUFFIX = {"jpg": ".jpg", "png": ".png", "tiff": ".tiff"}
 Existing = Literal["fail", "overwrite", "skip"]
+LARGE_PIXELS = 50_000_000
+"""A raw above this is developed and written alone, so that memory never holds two of them."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class Result:
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
     failed: list[Path] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, list[str]]:
+        """For JSON: paths of the pictures that were written, and of the raws that were skipped or failed."""
+        return {name: [str(path) for path in getattr(self, name)] for name in ("written", "skipped", "failed")}
 
     def summary(self) -> str:
         """One line for a person."""
@@ -92,67 +103,161 @@ def plan(inputs: Sequence[Path], output: Path | None, *, format_: str | None, bi
     return jobs
 
 
-def run(
-    jobs: Sequence[Job],
-    *,
-    model: Path | None,
-    threads: int | None,
-    tile: int | Literal["whole"] | None,
-    bits: Literal[8, 16],
-    exposure: float,
-    existing: Existing,
-) -> Result:
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How every raw of a run is developed; None: the default."""
+
+    model: Path | None = None
+    threads: int | None = None
+    tile: int | Literal["whole"] | None = None
+    delegate: Path | None = None
+    bits: Literal[8, 16] = 8
+    exposure: float = 0.0
+    lens_shading: LensShading = "auto"
+    overrides: Overrides | None = None
+    existing: Existing = "fail"
+
+
+def run(jobs: Sequence[Job], settings: Settings) -> Result:
     """Develop every job; a failure is one line on stderr.
 
     Raises only what concerns all files, such as a bad ISP file.
     """
     result = Result()
+    remove_leftovers([job.picture for job in jobs])
     todo = []
     for job in jobs:
-        if existing == "skip" and job.picture.exists():
+        if settings.existing == "skip" and job.picture.exists():
             result.skipped.append(job.raw)
         else:
             todo.append(job)
-    if not todo:
-        return result
-    from .isp import ISP
-
-    with (
-        quiet() as stream,
-        ISP.load(model, threads=threads, tile=tile) as isp,
-        progress_bar(len(todo), label="develop", stream=stream) as bar,
-    ):
-        for job in todo:
-            try:
-                _develop(isp, job, bar, bits=bits, exposure=exposure, existing=existing)
-                result.written.append(job.picture)
-            except UsageError:
-                raise
-            except Exception as error:  # one file must not stop the others, whatever is in it
-                result.failed.append(job.raw)
-                _complain(bar, job.raw, error)
-            bar.update()
+    if todo:
+        with quiet() as stream, progress_bar(len(todo), label="develop", stream=stream) as bar:
+            _Run(todo, settings, result, bar).all()
     return result
 
 
-def _develop(
-    isp: ISP, job: Job, bar: Progress[int], *, bits: Literal[8, 16], exposure: float, existing: Existing
-) -> None:
-    from .raw import read_raw
+class _Run:
+    """One run over many files: decoding ahead in a process, developing here, writing behind in a thread."""
 
-    if existing == "fail" and job.picture.exists():
-        raise OutputError(f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing")
-    frame = read_raw(job.raw)
+    def __init__(self, jobs: Sequence[Job], settings: Settings, result: Result, bar: Progress[int]) -> None:
+        self.jobs, self.settings, self.result, self.bar = jobs, settings, result, bar
+        self.writing: tuple[Job, Future[None]] | None = None
 
-    def show(done: int, tiles: int) -> None:
-        bar.update(0, note=f"{job.raw.name}, tile {done} of {tiles}")
+    def all(self) -> None:
+        """Develop every job and wait until the last picture is written."""
+        from .decoding import Decoder
+        from .raw import AS_IN_FILE
 
-    rgb = isp.process(frame, exposure=exposure, bits=bits, progress=show)
+        overrides = self.settings.overrides or AS_IN_FILE
+        settings = self.settings
+        with Decoder() as decoder:
+            decoder.start()  # gets ready while the ISP is opened
+
+            def read(job: Job) -> RawFrame:
+                if settings.existing == "fail" and job.picture.exists():
+                    raise OutputError(
+                        f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing"
+                    )
+                return decoder.read(job.raw, overrides=overrides, lens_shading=settings.lens_shading)
+
+            from .isp import ISP
+
+            with (
+                ISP.load(
+                    settings.model, threads=settings.threads, tile=settings.tile, delegate=settings.delegate
+                ) as isp,
+                ThreadPoolExecutor(1) as reader,
+                ThreadPoolExecutor(1) as writer,
+            ):
+                try:
+                    ahead: Future[RawFrame] | None = None
+                    for number, job in enumerate(self.jobs):
+                        reading = ahead or reader.submit(read, job)
+                        following = self.jobs[number + 1 : number + 2]
+                        ahead = self._one(isp, job, reading, following, lambda j: reader.submit(read, j), writer)
+                    self._finish_writing()
+                except BaseException:
+                    decoder.close()  # or leaving the block would wait for what is being decoded
+                    raise
+
+    def _one(
+        self,
+        isp: ISP,
+        job: Job,
+        reading: Future[RawFrame],
+        following: Sequence[Job],
+        submit: Any,
+        writer: ThreadPoolExecutor,
+    ) -> Future[RawFrame] | None:
+        """Develop one job and hand its picture to the writer; returns the frame that is being read meanwhile."""
+        ahead: Future[RawFrame] | None = None
+        try:
+            frame = reading.result()
+            del reading
+            large = frame.mosaic.size > LARGE_PIXELS
+            if large:
+                self._finish_writing()
+            elif following:
+                ahead = submit(following[0])
+            for note in _notes(frame):
+                self.bar.message(f"Note: {job.raw}: {note}")
+
+            def show(done: int, tiles: int) -> None:
+                self.bar.update(0, note=f"{job.raw.name}, tile {done} of {tiles}")
+
+            rgb = isp.process(frame, exposure=self.settings.exposure, bits=self.settings.bits, progress=show)
+            exif = frame.exif
+            del frame
+            self._finish_writing()
+            self.writing = job, writer.submit(_write, job, rgb, exif)
+            del rgb
+            if large:
+                self._finish_writing()
+        except UsageError:
+            raise
+        except Exception as error:  # one file must not stop the others, whatever is in it
+            self._failed(job, error)
+        return ahead
+
+    def _finish_writing(self) -> None:
+        if self.writing is None:
+            return
+        (job, future), self.writing = self.writing, None
+        try:
+            future.result()
+        except Exception as error:
+            self._failed(job, error)
+            return
+        self.result.written.append(job.picture)
+        self.bar.update()
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        self.result.failed.append(job.raw)
+        _complain(self.bar, job.raw, error)
+        self.bar.update()
+
+
+def _write(job: Job, rgb: Any, exif: Any) -> None:
     try:
         job.picture.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{job.picture.parent}: cannot be made ({error.strerror or error})") from error
-    write_image(job.picture, rgb, exif=frame.exif)
+    write_image(job.picture, rgb, exif=exif)
+
+
+def _notes(frame: RawFrame) -> list[str]:
+    """What was not in the file and had to be assumed."""
+    notes = []
+    if frame.white_balance is None:
+        why = frame.origins.get("white_balance", "absent")
+        notes.append(f"white balance {why}: estimated from the picture (grey world); --wb R,G,B sets it")
+    if frame.matrix is None:
+        notes.append("no camera matrix: a typical camera's is used, colours may be off")
+    shading = frame.origins.get("gain_maps", "")
+    if "not used" in shading:
+        notes.append(f"lens shading left as it is: {shading}")
+    return notes
 
 
 def _complain(bar: Progress[int], raw: Path, error: Exception) -> None:

@@ -39,12 +39,19 @@ class RawTags:
     black: tuple[float, float, float, float] | None = None
     """Black at [0,0] [0,1] [1,0] [1,1] from that origin."""
     white: float | None = None
+    opcodes: bytes = b""
+    """OpcodeList2."""
+    area: tuple[int, int] | None = None
+    """Height and width of the active area."""
     whole: bool = False
     """True where the pixel data is uncompressed and its full size lies inside the file."""
 
 
-def read_raw_tags(tiff: Tiff) -> RawTags:
-    """Check the tags and return what they promise. Raises UnsupportedRaw or CorruptRaw."""
+def read_raw_tags(tiff: Tiff, *, levels: bool = True) -> RawTags:
+    """Check the tags and return what they promise. Raises UnsupportedRaw or CorruptRaw.
+
+    `levels` False: the tags of black and white are not looked at.
+    """
     ifd = tiff.raw_ifd()
     if ifd is None:
         return RawTags()
@@ -68,10 +75,25 @@ def read_raw_tags(tiff: Tiff) -> RawTags:
             f"the tags claim {width} x {height} pixels in {stored} bytes of pixel data, which cannot be: "
             "the pixels were stripped, get the original file"
         )
-    black, white = _levels(ifd)
+    black, white = _levels(ifd) if levels else (None, None)
+    top, left, bottom, right = _active_area(ifd, height, width)
+    codes = ifd.numbers("OpcodeList2")
+    return RawTags(
+        origin=(top, left),
+        cfa=cfa,
+        black=black,
+        white=white,
+        opcodes=bytes(int(v) for v in codes) if all(0 <= v < 256 for v in codes) else b"",
+        area=(bottom - top, right - left),
+        whole=compression == 1 and stored is not None,
+    )
+
+
+def _active_area(ifd: Ifd, height: int, width: int) -> tuple[int, int, int, int]:
     area = ifd.numbers("ActiveArea")
-    origin = (int(area[0]), int(area[1])) if len(area) == 4 and all(0 <= v < 1 << 20 for v in area) else (0, 0)
-    return RawTags(origin=origin, cfa=cfa, black=black, white=white, whole=compression == 1 and stored is not None)
+    if len(area) == 4 and all(0 <= v < 1 << 20 for v in area) and area[0] < area[2] and area[1] < area[3]:
+        return int(area[0]), int(area[1]), int(area[2]), int(area[3])
+    return 0, 0, height, width
 
 
 def _check_kind(ifd: Ifd, photometric: int) -> None:

@@ -64,12 +64,21 @@ def raw_facts(frame: RawFrame) -> dict[str, Any]:
         "white_balance": value("white_balance", list(frame.white_balance) if frame.white_balance else None),
         "gains_used": {"value": [round(g, 6) for g in gains], "from": gains_origin},
         "matrix_used": {"value": np.round(matrix, 6).tolist(), "from": matrix_origin},
+        "lens_shading": value("gain_maps", _shading(frame)),
         "orientation": value("orientation", frame.orientation),
         "pixel_aspect": value("pixel_aspect", round(frame.pixel_aspect, 6)),
         "exif": dict(frame.exif),
         "counts": _counts(frame),
         "warnings": _warnings(frame),
     }
+
+
+def _shading(frame: RawFrame) -> str | None:
+    """Sizes of the gain maps of R, Gr, Gb, B."""
+    if frame.gain_maps is None:
+        return None
+    sizes = ["none" if m is None else "{} x {}".format(*m.points.shape) for m in frame.gain_maps]
+    return (sizes[0] if len(set(sizes)) == 1 else ", ".join(sizes)) + " points"
 
 
 def _counts(frame: RawFrame) -> dict[str, Any]:
@@ -128,7 +137,17 @@ def as_text(facts: dict[str, Any]) -> str:
         return "\n".join([*lines, *_tree(rest, "  "), *(f"Warning: {text}" for text in facts["warnings"])])
     lines.append(f"  {'mosaic':14} {facts['width']} x {facts['height']} pixels")
     lines.append(f"  {'picture':14} {facts['picture_width']} x {facts['picture_height']} pixels, upright and square")
-    for key in ("cfa", "black", "white", "white_balance", "gains_used", "matrix_used", "orientation", "pixel_aspect"):
+    for key in (
+        "cfa",
+        "black",
+        "white",
+        "white_balance",
+        "gains_used",
+        "matrix_used",
+        "lens_shading",
+        "orientation",
+        "pixel_aspect",
+    ):
         shown = facts[key]["value"]
         if key == "matrix_used":
             text = "; ".join(_numbers(row) for row in shown)

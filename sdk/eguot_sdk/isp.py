@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -25,9 +25,10 @@ from .errors import IspFileError, UsageError
 from .ingest import Ingest, dequantise, quantise
 from .ispfile import read_spec
 from .output import Picture, lying, to_square_pixels, upright
-from .raw import RawFrame, read_raw
+from .raw import AS_IN_FILE, Overrides, RawFrame, read_raw
 from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
 from .runtimes.fake import FakeRuntime, fake_spec
+from .shading import LensShading, shaded
 from .spec import IspSpec, TensorSpec
 from .tiling import TileSide, Tiling, auto_tile, plan, tile_side
 
@@ -38,7 +39,7 @@ STRIPE = 1 << 14
 """Pixels written at once where a copy is needed on the way, so that it stays in cache."""
 
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
-Source = str | Path | bytes | BinaryIO | RawFrame
+Source = str | Path | bytes | BinaryIO | RawFrame | NDArray[Any]
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with (tiles done, tiles of this frame)."""
 
@@ -119,19 +120,24 @@ class ISP:
         self,
         source: Source,
         *,
+        like: RawFrame | None = None,
         exposure: float = 0.0,
         bits: Literal[8, 16] = 8,
+        lens_shading: LensShading = "auto",
+        overrides: Overrides = AS_IN_FILE,
         progress: Progress | None = None,
     ) -> Picture:
         """Develop one raw: uint8 (or uint16 with `bits` 16) [H, W, 3] in sRGB, upright, with square pixels.
 
-        `source`: path, bytes or open file of a raw, or a RawFrame. `exposure`: in EV, added before clipping.
-        `bits`: 16 only with an ISP whose output is float. Raises RawError, IspFileError or UsageError.
+        `source`: path, bytes or open file of a raw, a RawFrame, or a mosaic [H, W] of raw counts from the camera that
+        took `like`. `exposure`: in EV, added before clipping. `bits`: 16 only with an ISP whose output is float.
+        `lens_shading`: whether gain maps of the file are applied (`shading.LensShading`). `overrides`: values in the
+        place of the file's. Raises RawError, IspFileError or UsageError.
         """
         if not (isinstance(exposure, int | float) and math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE_EV):
             raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
         store = _storer(self.spec.output, bits)
-        frame = source if isinstance(source, RawFrame) else read_raw(source, copy=False)
+        frame = shaded(_frame_of(source, like, overrides), lens_shading)
         ingest = Ingest(frame, self.spec, exposure)
         tiling = plan(ingest.height, ingest.width, self.spec, self.tile, threads=self.threads)
         height, width = (side * self.spec.scale_factor // 2 for side in frame.mosaic.shape)
@@ -145,6 +151,38 @@ class ISP:
             square = to_square_pixels(picture, frame.pixel_aspect)
             picture = cast("Picture", np.ascontiguousarray(upright(square, frame.orientation)))
         return picture
+
+    def stream(
+        self,
+        sources: Iterable[Source],
+        *,
+        like: RawFrame | None = None,
+        exposure: float = 0.0,
+        bits: Literal[8, 16] = 8,
+        lens_shading: LensShading = "auto",
+        overrides: Overrides = AS_IN_FILE,
+    ) -> Iterator[Picture]:
+        """Develop one source after another, for files or a live camera; arguments as of `process`.
+
+        The next source is waited for and read by a thread of its own while the present one is developed, so `sources`
+        is iterated there, one ahead. Runtimes, tables and tile memory are used again; each picture is a new array.
+        A source that cannot be read ends the stream with its error.
+        """
+        iterator = iter(sources)
+
+        def read_next() -> RawFrame | None:
+            for source in iterator:
+                return shaded(_frame_of(source, like, overrides), lens_shading)
+            return None
+
+        reader = ThreadPoolExecutor(1, thread_name_prefix="eguot-read")
+        try:
+            ahead = reader.submit(read_next)
+            while (frame := ahead.result()) is not None:
+                ahead = reader.submit(read_next)
+                yield self.process(frame, exposure=exposure, bits=bits, lens_shading="off")
+        finally:
+            reader.shutdown(wait=False, cancel_futures=True)
 
     def run(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network alone, on exactly this input: companded planes float32 [h, w, 4] in [0, 1], R Gr Gb B.
@@ -273,6 +311,21 @@ class _Job:
     tiling: Tiling
     rgb: NDArray[Any]
     store: Storer
+
+
+def _frame_of(source: Source, like: RawFrame | None, overrides: Overrides) -> RawFrame:
+    if isinstance(source, np.ndarray):
+        if like is None:
+            raise UsageError(
+                "a bare mosaic needs `like`, a RawFrame of its camera: RawFrame.from_array(mosaic, cfa=..., black=..., "
+                "white=...) makes one"
+            )
+        return overrides.apply(like.with_mosaic(source))
+    if like is not None:
+        raise UsageError(f"`like` is for a mosaic as an array, not for {type(source).__name__}")
+    return (
+        overrides.apply(source) if isinstance(source, RawFrame) else read_raw(source, overrides=overrides, copy=False)
+    )
 
 
 def _thread_count(threads: int | None) -> int:

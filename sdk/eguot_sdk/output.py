@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import re
 import secrets
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +26,8 @@ from .errors import OutputError, UsageError
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff": "tiff"}
 MAX_JPEG_SIDE = 65500
 PNG_BAND_ROWS = 64
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
 Exif = Mapping[str, str | int | float]
@@ -66,7 +69,7 @@ def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, qua
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes `path` when the block ends well and vanishes when it does not. Raises OutputError."""
-    beside = path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part")
+    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         try:
             with beside.open("xb") as file:
@@ -78,6 +81,29 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def remove_leftovers(paths: Iterable[Path]) -> None:
+    """Delete what `written_beside` left of these paths in processes that were killed; what cannot be deleted stays."""
+    names: dict[Path, set[str]] = {}
+    for path in paths:
+        names.setdefault(path.parent, set()).add(path.name[:100])
+    for folder, expected in names.items():
+        for part in folder.glob(".*.part"):
+            found = LEFTOVER.fullmatch(part.name)
+            if found and found["name"] in expected and not _runs(int(found["process"])):
+                with contextlib.suppress(OSError):
+                    part.unlink()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:

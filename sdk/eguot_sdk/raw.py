@@ -7,6 +7,7 @@ not subtracted, white balance and matrix are carried along. Demosaicing and defa
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import os
@@ -14,15 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, Literal, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import libraw
 from .ciff import read_ciff
-from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif, tag_matrix
+from .colour import dng_matrix
+from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif
 from .errors import CorruptRaw, RawError, UnsupportedRaw
+from .shading import GainMaps, ShadingError, read_gain_maps
 from .tiff import Tiff, read_tiff
 
 CFA_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
@@ -31,6 +34,8 @@ MAX_PIXELS = 400_000_000
 MAX_FILE_BYTES = 2**30
 # Tags hold fractions where LibRaw keeps whole counts, and LibRaw averages patterns by its own rounding.
 LEVEL_TOLERANCE = 2.0
+# Gains of red and blue over green that no light and no sensor give.
+ABSURD_BELOW, ABSURD_ABOVE = 0.05, 20.0
 
 Four = tuple[float, float, float, float]
 Three = tuple[float, float, float]
@@ -52,6 +57,8 @@ class RawFrame:
     """Gains R, G, B scaled so that G = 1; None: unknown."""
     matrix: NDArray[np.float64] | None = None
     """[3, 3] from white-balanced camera RGB to linear sRGB, rows usually sum to 1; None: unknown."""
+    gain_maps: GainMaps | None = None
+    """Lens shading of R, Gr, Gb, B, for `shading.evened`; None: the file has none."""
     orientation: int = 1
     """EXIF orientation 1..8 of the mosaic."""
     pixel_aspect: float = 1.0
@@ -124,18 +131,65 @@ class RawFrame:
             },
         )
 
+    def with_mosaic(self, mosaic: NDArray[Any]) -> RawFrame:
+        """The next frame of the same camera: everything but the mosaic, which is not copied where it is uint16 [H, W]
+        with the pixels of a row side by side. Do not write to it while the frame is in use. Raises RawError.
+        """
+        array = np.asarray(mosaic)
+        if array.ndim == 2 and array.dtype == np.uint16 and array.strides[1] == 2 <= array.strides[0]:
+            view = array.view()
+            view.setflags(write=False)
+        else:
+            view = _as_mosaic(array)
+        return dataclasses.replace(self, mosaic=view)
 
-def read_raw(source: str | Path | bytes | BinaryIO, *, copy: bool = True) -> RawFrame:
+
+@dataclass(frozen=True, kw_only=True)
+class Overrides:
+    """Values to use in the place of what a file says; None: the file's."""
+
+    cfa: str | None = None
+    """Phase of the visible area: RGGB GRBG GBRG BGGR."""
+    black: Four | None = None
+    """Raw counts, R, Gr, Gb, B."""
+    white: Four | None = None
+    white_balance: Three | Literal["auto"] | None = None
+    """Gains R, G, B at any scale, or `auto`: estimated from the picture."""
+
+    def apply(self, frame: RawFrame) -> RawFrame:
+        """The frame with these values. Raises RawError where they make no sense."""
+        changes: dict[str, Any] = {
+            name: value for name in ("cfa", "black", "white") if (value := getattr(self, name)) is not None
+        }
+        origins = dict.fromkeys(changes, "argument")
+        if self.white_balance == "auto":
+            changes["white_balance"], origins["white_balance"] = None, "left out on request"
+        elif self.white_balance is not None:
+            changes["white_balance"], origins["white_balance"] = scaled_balance(self.white_balance), "argument"
+            if changes["white_balance"] is None:
+                raise RawError(f"the white balance must be three gains above 0, not {list(self.white_balance)}")
+        if not changes:
+            return frame
+        return dataclasses.replace(frame, **changes, origins={**frame.origins, **origins})
+
+
+AS_IN_FILE = Overrides()
+
+
+def read_raw(
+    source: str | Path | bytes | BinaryIO, *, overrides: Overrides = AS_IN_FILE, copy: bool = True
+) -> RawFrame:
     """Read a camera's raw file: its visible Bayer mosaic with levels, colour and orientation.
 
-    `source`: a path, the bytes of a file, or an open binary file. `copy` False saves a copy of the mosaic by leaving
+    `source`: a path, the bytes of a file, or an open binary file. `overrides`: values that a file lacks or gets wrong;
+    those of the file are then not even checked. `copy` False saves a copy of the mosaic by leaving
     it in LibRaw's memory, and keeps the file open for as long as the frame lives. Raises UnsupportedRaw for a whole
     file that is no Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened. The message
     begins with the name of the file.
     """
     with _opened(source) as (stream, decodable, name):
         try:
-            return _read(stream, decodable, name, copy)
+            return _read(stream, decodable, name, overrides, copy)
         except RawError as error:
             raise type(error)(f"{name}: {error}") from error.__cause__
 
@@ -160,7 +214,7 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
     yield buffer, buffer, name
 
 
-def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, copy: bool) -> RawFrame:
+def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, overrides: Overrides, copy: bool) -> RawFrame:
     file_bytes = stream.seek(0, os.SEEK_END)
     if file_bytes > MAX_FILE_BYTES:
         raise RawError(f"a file of {file_bytes} bytes; at most {MAX_FILE_BYTES} are read")
@@ -171,20 +225,27 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, copy: bool) -
     tiff = read_tiff(stream)
     if tiff is not None and not any(ifd.tags for ifd in tiff.ifds):
         raise CorruptRaw("a TIFF header without a picture: it is cut short, copy it again from the camera")
-    tags = read_raw_tags(tiff) if tiff else RawTags()
+    levels_given = overrides.black is not None and overrides.white is not None
+    tags = read_raw_tags(tiff, levels=not levels_given) if tiff else RawTags()
     try:
         picture = libraw.decode(decodable, file_bytes=file_bytes, max_pixels=MAX_PIXELS, copy=copy)
     except RawError as error:
         if kind is not None:
             raise UnsupportedRaw(f"{kind}, not a camera raw: give the raw file of the camera") from error
         raise
+    if overrides.cfa is not None:
+        tags, picture = dataclasses.replace(tags, cfa=None), dataclasses.replace(picture, cfa=overrides.cfa)
+    if levels_given:  # before the frame is made, for those of the file may be such that it cannot be
+        assert overrides.black is not None
+        assert overrides.white is not None
+        picture = dataclasses.replace(picture, black=overrides.black, white=overrides.white)
     _compare(picture, tags)
     if not tags.whole:
         _check_filled(picture)
     exif = tag_exif(tiff) if tiff else read_ciff(stream)
     if tiff is None or not tiff.is_dng:
         exif = picture.exif | exif
-    return _frame(picture, tags, tiff, exif, name)
+    return overrides.apply(_frame(picture, tags, tiff, exif, name))
 
 
 def _kind(head: bytes) -> str | None:
@@ -269,7 +330,8 @@ def _frame(
         white = (tags.white,) * 4
         origins["white"] = "tag WhiteLevel, LibRaw agrees"
     balance, origins["white_balance"] = _balance(picture, tiff)
-    matrix, origins["matrix"] = _matrix(picture, tiff)
+    matrix, origins["matrix"] = _matrix(picture, tiff, balance)
+    gain_maps, origins["gain_maps"] = _gain_maps(picture, tags)
     try:
         return RawFrame(
             mosaic=picture.mosaic,
@@ -278,6 +340,7 @@ def _frame(
             white=white,
             white_balance=balance,
             matrix=matrix,
+            gain_maps=gain_maps,
             orientation=picture.orientation,
             pixel_aspect=picture.pixel_aspect,
             exif=exif,
@@ -301,12 +364,16 @@ def _balance(picture: libraw.LibRawPicture, tiff: Tiff | None) -> tuple[Three | 
         return None, "absent"
     if not is_dng and balance == (1.0, 1.0, 1.0):
         return None, "absent (LibRaw says 1, 1, 1, its word for unknown)"
+    if not ABSURD_BELOW <= min(balance) <= max(balance) <= ABSURD_ABOVE:
+        return None, f"absurd ({balance[0]:.3g}, 1, {balance[2]:.3g}), not used"
     return balance, "tag AsShotNeutral" if is_dng else "LibRaw"
 
 
-def _matrix(picture: libraw.LibRawPicture, tiff: Tiff | None) -> tuple[NDArray[np.float64] | None, str]:
+def _matrix(
+    picture: libraw.LibRawPicture, tiff: Tiff | None, balance: Three | None
+) -> tuple[NDArray[np.float64] | None, str]:
     """The file's own matrix where it has one that makes sense, else the one LibRaw knows for the camera."""
-    found = tag_matrix(tiff) if tiff is not None and tiff.is_dng else None
+    found = dng_matrix(tiff, balance) if tiff is not None and tiff.is_dng else None
     if found is None and picture.xyz_to_camera is not None:
         matrix = camera_matrix(picture.xyz_to_camera)
         found = None if matrix is None else (matrix, "LibRaw's table of cameras")
@@ -314,6 +381,18 @@ def _matrix(picture: libraw.LibRawPicture, tiff: Tiff | None) -> tuple[NDArray[n
         return None, "absent"
     found[0].setflags(write=False)
     return found
+
+
+def _gain_maps(picture: libraw.LibRawPicture, tags: RawTags) -> tuple[GainMaps | None, str]:
+    """The lens shading of a DNG; damaged maps cost the correction, not the picture."""
+    if not tags.opcodes or tags.area is None:
+        return None, "absent"
+    origin = (tags.origin[0] - picture.margin[0], tags.origin[1] - picture.margin[1])
+    try:
+        maps = read_gain_maps(tags.opcodes, cfa=picture.cfa, origin=origin, area=(*origin, *tags.area))
+    except ShadingError as error:
+        return None, f"tag OpcodeList2, not used: {error}"
+    return maps, "tag OpcodeList2" if maps else "absent"
 
 
 def scaled_balance(gains: Sequence[float] | None) -> Three | None:

@@ -53,10 +53,16 @@ TAGS = {
     50717: "WhiteLevel",
     50721: "ColorMatrix1",
     50722: "ColorMatrix2",
+    50723: "CameraCalibration1",
+    50724: "CameraCalibration2",
+    50727: "AnalogBalance",
     50728: "AsShotNeutral",
     50778: "CalibrationIlluminant1",
     50779: "CalibrationIlluminant2",
     50829: "ActiveArea",
+    50964: "ForwardMatrix1",
+    50965: "ForwardMatrix2",
+    51009: "OpcodeList2",
 }
 
 # Classic TIFF, and the two camera formats that are TIFF with another magic number (Panasonic RW2, Olympus ORF).

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
-from eguot_sdk import cli, develop
+from eguot_sdk import cli, decoding, develop
 from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, GateError, UsageError
 from eguot_sdk.isp import ISP
@@ -43,6 +43,7 @@ def fake_isp(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     def load(path: Path | None = None, **options: Any) -> ISP:
         asked.append({"path": path, **options})
+        assert options.pop("delegate", None) is None
         return ISP.fake(**options)
 
     monkeypatch.setattr(ISP, "load", load)
@@ -70,6 +71,98 @@ def photos(tmp_path: Path, dng: bytes) -> Path:
 # process
 
 
+def test_what_was_assumed_is_said_and_can_be_given(
+    make_dng: MakeDng, counts: Any, tmp_path: Path, fake_isp: Any
+) -> None:
+    raw = tmp_path / "a.dng"
+    raw.write_bytes(make_dng(counts, t50728=None, t50721=None, t50778=None))
+    result = run("process", raw, "-o", tmp_path / "one.png")
+    assert "Note: " in result.stderr
+    assert "estimated from the picture (grey world); --wb R,G,B sets it" in result.stderr
+    assert "no camera matrix" in result.stderr
+    plain = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
+    red = run("process", raw, "-o", tmp_path / "two.png", "--wb", "8,1,1", "--json")
+    assert "white balance" not in red.stderr
+    assert json.loads(red.stdout) == {"written": [str(tmp_path / "two.png")], "skipped": [], "failed": []}
+    warm = np.asarray(Image.open(tmp_path / "two.png")).astype(int)
+    assert (warm - plain)[..., 0].mean() > 10
+
+
+def test_levels_and_phase_can_be_given(make_dng: MakeDng, counts: Any, tmp_path: Path, fake_isp: Any) -> None:
+    raw, wrong = tmp_path / "a.dng", tmp_path / "b.dng"
+    raw.write_bytes(make_dng(counts, cfa="BGGR"))
+    wrong.write_bytes(make_dng(counts, cfa="RGGB", t50714=(3, (5000,) * 4)))
+    assert run("process", wrong, "-o", tmp_path / "x.png").exit_code == 1
+    given = ("--black-level", "64", "--white-level", "4095,4095,4095,4095", "--cfa", "BGGR")
+    assert run("process", wrong, "-o", tmp_path / "x.png", *given).exit_code == 0
+    assert run("process", raw, "-o", tmp_path / "y.png").exit_code == 0
+    np.testing.assert_array_equal(Image.open(tmp_path / "x.png"), Image.open(tmp_path / "y.png"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--wb", "1,2"), ("--wb", "0,1,1"), ("--wb", "warm"), ("--black-level", "1,2"), ("--white-level", "nan")],
+)
+def test_values_that_are_none_are_exit_2(arguments: tuple[str, str], photos: Path) -> None:
+    assert run("process", photos, *arguments).exit_code == 2
+
+
+def test_lens_shading_can_be_demanded(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    result = run("process", photos / "a.dng", "-o", tmp_path / "a.png", "--lens-shading", "on")
+    assert result.exit_code == 1
+    assert "no lens shading to apply (absent): use auto or off" in result.stderr
+
+
+def test_a_decoder_that_dies_or_hangs_costs_its_file_only(
+    photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "site" / "rawpy.py"  # found before the real one by the process that decodes
+    package.parent.mkdir()
+    package.write_text(
+        "import importlib, os, sys, time\n"
+        f"sys.path = [p for p in sys.path if p != {str(package.parent)!r}]\n"
+        "del sys.modules['rawpy']\n"
+        "real = importlib.import_module('rawpy')\n"
+        "class RawPy(real.RawPy):\n"
+        "    def open_file(self, path):\n"
+        "        if path.endswith('a.dng'): os.abort()\n"
+        "        if path.endswith('b.DNG'): time.sleep(60)\n"
+        "        super().open_file(path)\n"
+        "sys.modules['rawpy'] = real\n"
+        "real.RawPy = RawPy\n"
+    )
+    monkeypatch.setattr(decoding, "PACKAGES", f"{package.parent}{os.pathsep}{decoding.PACKAGES}")
+    monkeypatch.setattr(decoding.Decoder.__init__, "__kwdefaults__", {"max_seconds": 3.0, "max_memory_bytes": 4 << 30})
+    result = run("process", photos, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["c.jpg"]
+    assert "a.dng: the decoder died of it (status -6)" in result.stderr
+    assert "b.DNG: took more than 3 s to decode and was given up" in result.stderr
+    assert "developed 1 picture: " in result.stderr
+    assert "3 failed" in result.stderr
+
+
+def test_what_a_killed_run_left_is_cleared(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in (
+        f".a.jpg.{dead.pid}-0123456789ab.part",
+        f".a.jpg.{os.getpid()}-0123456789ab.part",
+        f".other.jpg.{dead.pid}-0123456789ab.part",
+        ".a.jpg.part",
+    ):
+        (out / name).touch()
+    assert run("process", photos / "a.dng", "-o", out).exit_code == 0
+    assert {p.name for p in out.iterdir()} == {
+        "a.jpg",
+        f".a.jpg.{os.getpid()}-0123456789ab.part",
+        f".other.jpg.{dead.pid}-0123456789ab.part",
+        ".a.jpg.part",
+    }
+
+
 def test_process_develops_files_and_folders(photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]]) -> None:
     out = tmp_path / "out"
     result = run("process", photos, photos / "a.dng", "-o", out, "--threads", 2, "--tile", 32)
@@ -80,7 +173,7 @@ def test_process_develops_files_and_folders(photos: Path, tmp_path: Path, fake_i
     assert lines[0].startswith(f"Error: {photos / 'broken.dng'}: cut short")
     assert lines[1] == f"developed 3 pictures into {out}, 1 failed"
     assert result.stdout == ""
-    assert fake_isp == [{"path": None, "threads": 2, "tile": 32}]
+    assert fake_isp == [{"path": None, "threads": 2, "tile": 32, "delegate": None}]
     with Image.open(out / "a.jpg") as image:
         assert image.size == (48, 32)
         assert image.getexif()[0x0110] == "Model 1"
@@ -506,7 +599,7 @@ def test_a_real_process_shows_no_traceback_and_no_chatter(shipped: Path, tmp_pat
 def test_every_broken_file_of_the_larger_collection(shared_data: Path, tmp_path: Path, fake_isp: Any) -> None:
     result = run("process", shared_data / "bad", "-o", tmp_path)
     assert result.exit_code == 1
-    lines = result.stderr.splitlines()
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("Note: ")]
     assert lines[-1] == f"developed 7 pictures into {tmp_path}, 42 failed"
     assert len(lines) == 43
     assert all(line.startswith(f"Error: {shared_data}") for line in lines[:-1])

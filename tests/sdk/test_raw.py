@@ -247,9 +247,9 @@ def test_the_daylight_matrix_is_chosen_and_keeps_white_white(make_dng: MakeDng, 
         return tuple(v for x in values for v in (x, 10000))
 
     for one, two, light_one, light_two in ((lamp, daylight, 17, 21), (daylight, lamp, 21, 17)):
-        data = make_dng(
-            counts, t50721=(10, ratios(one)), t50722=(10, ratios(two)), t50778=(3, light_one), t50779=(3, light_two)
-        )
+        lights = {"t50778": (3, light_one), "t50779": (3, light_two)}
+        # Without the as-shot white nobody knows the light.
+        data = make_dng(counts, t50728=None, t50721=(10, ratios(one)), t50722=(10, ratios(two)), **lights)
         frame = read_raw(data)
         assert frame.origins["matrix"] == ("tag ColorMatrix1" if light_one == 21 else "tag ColorMatrix2")
         with rawpy.imread(io.BytesIO(data)) as truth:
