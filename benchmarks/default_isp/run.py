@@ -24,9 +24,9 @@ from eguot_sdk.raw import RawFrame
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import Sources
 from eguot_train.data.synth import dng_bytes
-from eguot_train.reference import Alignment, Reference, fit_alignment
+from eguot_train.reference import Alignment, Reference
 from eguot_train.render import frame_planes, to_uint8
-from eguot_train.trainer import colour_samples
+from eguot_train.trainer import align
 
 
 def reference(frame: RawFrame, alignment: Alignment) -> np.ndarray:
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     test = list_pairs(folder / "test")
     seen = list_pairs(folder / "train")[::3]
     sources = Sources(frames=[p.frame() for p in seen], photos=[p.truth() for p in seen])
-    alignment = fit_alignment(*colour_samples(TrainConfig(mode="unpaired"), sources))
+    alignment = align(TrainConfig(mode="unpaired"), sources)
     with ISP.load() as isp:
         rows = {
             "R(x)": lambda frame: reference(frame, Alignment()),

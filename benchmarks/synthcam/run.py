@@ -31,9 +31,9 @@ from eguot_train.config import Mode, TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.synth import synth_folder
 from eguot_train.recipes import for_machine
-from eguot_train.reference import Alignment, Reference, fit_alignment
+from eguot_train.reference import Alignment, Reference
 from eguot_train.render import frame_planes, render_frame, to_uint8
-from eguot_train.trainer import colour_samples, train
+from eguot_train.trainer import align, train
 
 Render = Callable[[RawFrame], np.ndarray]
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
@@ -121,7 +121,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
     if name in ("reference", "aligned"):
         alignment = Alignment()
         if name == "aligned":
-            alignment = fit_alignment(*colour_samples(config, load_sources(config)))
+            alignment = align(config, load_sources(config))
         result = score(reference_render(config, alignment), pairs, name)
     else:
         config = config.with_settings(ROWS[name].settings)

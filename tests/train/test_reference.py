@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,9 +14,17 @@ from eguot_sdk.errors import UsageError
 from eguot_sdk.ingest import ingest_frame
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput
+from eguot_train.alignment import (
+    PRIOR,
+    PRIOR_SPREAD,
+    camera_alignment,
+    fit_alignment,
+    fit_plain_alignment,
+    unbalanced_marginals,
+)
 from eguot_train.cost import LUMA
 from eguot_train.data.scenes import make_scene
-from eguot_train.reference import KNOTS, Alignment, Reference, fit_alignment, unbalanced_marginals
+from eguot_train.reference import KNOTS, Alignment, Reference
 
 PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 CURVE = tuple(float(x) for x in np.linspace(0, 1, KNOTS) * (1.35 - 0.35 * np.linspace(0, 1, KNOTS)))
@@ -100,43 +109,76 @@ def test_luma_follows_the_curve_and_chroma_the_matrix() -> None:
     torch.testing.assert_close(torch.stack([out[:, 0] - toned, out[:, 2] - toned]), expected)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_planted_alignment_is_found(weighted: bool) -> None:
-    """Different colours of the same statistics on both sides: no pairs, and the map comes back."""
-    source, target = colours(450, 0), mapped(KNOWN, colours(450, 1))
-    found = fit_alignment(source, target, weighted=weighted)
+def pictures_of(samples: Tensor, size: int = 15) -> list[Tensor]:
+    return list(samples.split(size))
+
+
+def rms(alignment: Alignment, truth: Alignment = KNOWN) -> float:
     probe = colours(1000, 3)
-    error = (mapped(found, probe) - mapped(KNOWN, probe)).square().mean().sqrt()
-    before = (probe - mapped(KNOWN, probe)).square().mean().sqrt()
-    assert float(error) < 0.02
-    assert float(error) < 0.25 * float(before)
+    return float((mapped(alignment, probe) - mapped(truth, probe)).square().mean().sqrt())
+
+
+LOOK = camera_alignment(PRIOR + np.array([1.0, -1.0, 0.5, -1.0, 1.0]) * PRIOR_SPREAD)
+
+
+@pytest.mark.parametrize(("fit", "planted"), [(fit_plain_alignment, KNOWN), (fit_alignment, LOOK)])
+def test_a_planted_alignment_is_found(
+    fit: Callable[[Sequence[Tensor], Sequence[Tensor]], Alignment], planted: Alignment
+) -> None:
+    """Different colours of the same statistics on both sides: no pairs, and the map comes back."""
+    found = fit(pictures_of(colours(1400, 0)), pictures_of(mapped(planted, colours(1400, 1))))
+    assert rms(found, planted) < 0.02
+    assert rms(found, planted) < 0.25 * rms(Alignment(), planted)
+
+
+def test_the_prior_helps_where_pictures_differ_in_content() -> None:
+    """Six pictures a side, each of its own brightness and colour; a look near the prior but not at it."""
+    look = camera_alignment(PRIOR + 0.7 * PRIOR_SPREAD)
+    plain, probable = [], []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        sides = []
+        for part in (0, 1):
+            tints = torch.from_numpy(
+                np.exp(rng.normal(0, [0.35, 0.35, 0.35], (6, 3)) * 0.6 + rng.normal(0, 0.3, (6, 1)))
+            )
+            shades = colours(300, part).reshape(6, 50, 3) * tints[:, None].float()
+            sides.append(list(shades.clamp(0, 1)))
+        target = [mapped(look, x).clamp(0, 1) for x in sides[1]]
+        plain.append(rms(fit_plain_alignment(sides[0], target), look))
+        probable.append(rms(fit_alignment(sides[0], target), look))
+    assert np.mean(probable) < 0.6 * np.mean(plain)
+    assert max(probable) < max(plain)
+
+
+def test_many_pictures_overrule_the_prior() -> None:
+    """A look three spreads away in saturation and contrast is found from the same 90 scenes on both sides."""
+    look = camera_alignment(PRIOR + np.array([0, -3, 0, -3, 0]) * PRIOR_SPREAD)
+    shared = pictures_of(colours(1440, 0), 16)
+    found = fit_alignment(shared, [mapped(look, x) for x in shared])
+    assert rms(found, look) < 0.25 * rms(camera_alignment(PRIOR), look)
 
 
 def test_weights_discount_what_one_side_lacks() -> None:
-    """One target colour in twenty is a saturated green; unbalanced weights keep most of the damage away."""
-    source, clean = colours(400, 0), mapped(KNOWN, colours(400, 1))
-    green = torch.tensor([0.15, 0.8, 0.1]) + 0.05 * torch.randn(20, 3, generator=torch.manual_seed(0))
-    target = torch.cat([clean, green])
-    probe = colours(1000, 3)
-    truth = mapped(KNOWN, probe)
-
-    def error(alignment: Alignment) -> float:
-        return float((mapped(alignment, probe) - truth).square().mean().sqrt())
-
-    plain = error(fit_alignment(source, target, weighted=False))
-    weighted = error(fit_alignment(source, target, weighted=True))
-    assert weighted < 0.6 * plain
-    # Prior weights, such as w(y) of a trained potential, do it as well.
-    prior = torch.cat([torch.ones(400), torch.full((20,), 1e-3)])
-    assert error(fit_alignment(source, target, weighted=False, target_weights=prior)) < 0.6 * plain
+    """One photo in ten is a saturated green: it costs the robust fit little, the plain one much."""
+    source, clean = pictures_of(colours(450, 0)), pictures_of(mapped(KNOWN, colours(450, 1)))
+    generator = torch.manual_seed(0)
+    green = [torch.tensor([0.15, 0.8, 0.1]) + 0.05 * torch.randn(15, 3, generator=generator) for _ in range(3)]
+    robust, plain = rms(fit_alignment(source, clean + green)), rms(fit_plain_alignment(source, clean + green))
+    assert robust < 0.6 * plain
+    assert robust < rms(fit_alignment(source, clean)) + 0.012
+    # Weights of the photos, such as w(y) of a trained potential, take the rest away.
+    known = fit_alignment(source, clean + green, target_weights=[1.0] * len(clean) + [1e-3] * 3)
+    assert rms(known) == pytest.approx(rms(fit_alignment(source, clean)), abs=0.006)
 
 
 def test_the_fit_depends_on_the_samples_alone() -> None:
-    source, target = colours(200, 0), colours(200, 1)
+    source, target = pictures_of(colours(200, 0)), pictures_of(colours(200, 1))
     torch.manual_seed(1)
     one = fit_alignment(source, target)
     torch.manual_seed(2)
     torch.rand(10)
+    np.random.rand(10)
     assert fit_alignment(source, target) == one
 
 
@@ -148,10 +190,19 @@ def test_a_fit_is_monotone_and_invertible_whatever_the_samples() -> None:
         (torch.rand(200, 3, generator=rng) ** 6, 1 - torch.rand(200, 3, generator=rng) ** 6),
         (torch.rand(200, 1, generator=rng).expand(-1, 3), torch.rand(200, 3, generator=rng)),
     ):
-        found = fit_alignment(source, target)
-        assert (np.diff(found.tone) > 0).all()
-        probe = torch.rand(1, 3, 9, 9, generator=rng)
-        torch.testing.assert_close(found.invert(found.apply(probe)), probe, rtol=0, atol=2e-3)
+        for found in (
+            fit_plain_alignment([source], [target]), fit_alignment([source], [target]),
+            fit_alignment(pictures_of(source), pictures_of(target)),
+        ):  # fmt: skip
+            assert (np.diff(found.tone) > 0).all()
+            probe = torch.rand(1, 3, 9, 9, generator=rng)
+            torch.testing.assert_close(found.invert(found.apply(probe)), probe, rtol=0, atol=2e-3)
+
+
+def test_black_and_white_photos_take_the_colour_away() -> None:
+    grey = [x.mean(1, keepdim=True).expand(-1, 3) for x in pictures_of(colours(450, 1))]
+    found = fit_alignment(pictures_of(colours(450, 0)), grey)
+    assert abs(np.linalg.det(np.array(found.chroma))) < 0.2**2
 
 
 def test_what_is_no_alignment_is_refused() -> None:

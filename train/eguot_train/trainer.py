@@ -26,6 +26,7 @@ from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs
 
+from .alignment import fit_alignment, fit_plain_alignment
 from .checkpoint import (
     build_isp,
     checkpoints,
@@ -48,7 +49,7 @@ from .isps import IspNet, Recipe
 from .losses import pair_loss
 from .potential import Potential, gradient_penalty
 from .psi import Psi
-from .reference import Alignment, Reference, fit_alignment
+from .reference import Alignment, Reference
 from .render import frame_planes, render_frame
 from .sheet import save_sheet
 
@@ -232,8 +233,7 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     """Alignment from colour samples; cost scales from unrelated references and targets."""
     if not config.unpaired:
         return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
-    source, target = colour_samples(config, sources)
-    alignment = fit_alignment(source, target, weighted=config.weighted_alignment)
+    alignment = align(config, sources)
     count = replace(config, pseudo=0.0, batch=32, mode="unpaired")
     batch = Batches(count, sources, alignment).at(-1 & 0x7FFFFFFF)
     assert batch.raw_v is not None
@@ -245,8 +245,16 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     return Fixed(alignment, cost, pair_scale)
 
 
-def colour_samples(config: TrainConfig, sources: Sources) -> tuple[Tensor, Tensor]:
-    """Colours [N, 3] of the unaligned R(raws) and of the targets: 8x8 means of output pixels, at most 400 a picture."""
+def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
+    """The alignment between a run's raws and photos; `photo_weights`: mean w(y) of each photo, where known."""
+    source, target = colour_samples(config, sources)
+    if not config.weighted_alignment:
+        return fit_plain_alignment(source, target)
+    return fit_alignment(source, target, target_weights=photo_weights)
+
+
+def colour_samples(config: TrainConfig, sources: Sources) -> tuple[list[Tensor], list[Tensor]]:
+    """Colours [n, 3] of each unaligned R(raw) and each target: 8x8 means of output pixels, at most 400 a picture."""
     rng = np.random.default_rng(config.seed)
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for frame in sources.frames:
@@ -255,7 +263,7 @@ def colour_samples(config: TrainConfig, sources: Sources) -> tuple[Tensor, Tenso
         found[0].append(_block_means(half, 4, rng))
     for photo in sources.photos:
         found[1].append(_block_means(pictures([photo]), 8, rng))
-    return torch.cat(found[0]), torch.cat(found[1])
+    return found
 
 
 def _block_means(rgb: Tensor, block: int, rng: np.random.Generator) -> Tensor:
