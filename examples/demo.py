@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from eguot_compress.convert import convert
-from eguot_devices.profile import profile
+from eguot_devices.profile import Asked, profile
 from eguot_devices.report import to_table, write_report
 from eguot_devices.schema import ModelProfile
 from eguot_sdk import ISP
@@ -72,16 +72,18 @@ def main() -> None:
         write_image(out / f"{RAW.stem}-unpaired.jpg", pictures["just trained, unpaired"])
         sheet = write_image(out / "contact-sheet.jpg", contact_sheet(pictures), quality=90)
     with stage("measure all three on this machine"):
-        report = profile(["default", trained, supervised], raw=RAW, pairs=out / "test" / "pairs")
-        write_report(report, out)
+        asked = Asked(raw=RAW, pairs=out / "test" / "pairs")
+        report = profile(["default", trained, supervised], asked=asked, pictures=out / "pictures")
+        write_report(report, out, pictures=out / "pictures", pairs=asked.pairs)
 
     print()
     print(to_table(report))
     print()
-    print(summary({model.name: model for model in report.models}, arguments.steps))
+    (device,) = report.devices
+    print(summary({model.name: model for model in device.models}, arguments.steps))
     print(f"contact sheet: {sheet}")
     print(f"everything else: {out}   ({time.monotonic() - started:.0f} s)")
-    if report.failed:
+    if device.failed:
         sys.exit(1)
 
 

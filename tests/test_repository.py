@@ -19,7 +19,20 @@ PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(en
 PROJECT = PYPROJECT["project"]
 # Removing or adding a public name is a decision: make it here, and say so in CHANGELOG.md.
 PUBLIC = ["ISP", "EguotError", "IspSpec", "RawFrame", "read_raw"]
-COMMANDS = {"train", "isps", "data", "evaluate", "convert", "quantize", "qat", "distill", "lint", "profile"}
+COMMANDS = {
+    "train",
+    "isps",
+    "data",
+    "evaluate",
+    "convert",
+    "quantize",
+    "qat",
+    "distill",
+    "lint",
+    "profile",
+    "compare",
+    "devices",
+}
 
 
 def tracked_files() -> list[Path]:

@@ -6,6 +6,7 @@ Linux tells most of it through /proc and /sys. Nothing here names the host or it
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import resource
@@ -13,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from .schema import Machine
+from .schema import Machine, to_dict
 
 TOOLS = ("eguot-sdk", "numpy", "rawpy", "ai-edge-litert", "tflite-runtime")
 
@@ -24,11 +25,14 @@ def this_machine() -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=cpu_name(),
+        soc=board_name(),
         cores=usable_cores(),
         memory_mb=round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6) if pages > 0 else None,
         governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         python=platform.python_version(),
         packages={name: version for name in TOOLS if (version := _version(name)) is not None},
+        delegates=delegates(),
+        emulated=emulator(),
     )
 
 
@@ -41,12 +45,120 @@ def usable_cores() -> int:
 
 def cpu_name() -> str:
     """Model of the processor, or of the board where the processor does not say."""
+    name = _cpuinfo("model name") if emulator() is None else None
+    return name or board_name() or platform.processor() or platform.machine() or "unknown"
+
+
+def board_name() -> str | None:
+    """What the board says it is, by its device tree or its maker's table."""
+    for path in ("/sys/firmware/devicetree/base/model", "/sys/devices/virtual/dmi/id/product_name"):
+        if found := (_text(Path(path)) or "").strip("\0 "):
+            return found if emulator() is None else None
+    return None
+
+
+def emulator() -> str | None:
+    """What emulates this processor, as far as it can be seen from inside.
+
+    QEMU's user mode passes the host's /proc on: a processor of another make than the architecture we run on, or an
+    emulator as the running program. A virtual machine of the host's own architecture is no emulation.
+    """
+    try:
+        if "qemu" in Path(os.readlink("/proc/thread-self/exe")).name:
+            return "QEMU"
+    except OSError:
+        pass
+    machine = platform.machine().lower()
+    intel = _cpuinfo("vendor_id") is not None or _cpuinfo("flags") is not None
+    arm = _cpuinfo("CPU implementer") is not None
+    if (machine.startswith(("aarch64", "arm")) and intel) or (machine in ("x86_64", "i686") and arm):
+        return "QEMU"
+    return "QEMU" if "TCG" in (_cpuinfo("model name") or "") else None
+
+
+DELEGATE_LIBRARIES = {
+    "OpenCL": "GPU (OpenCL)",
+    "edgetpu": "Edge TPU",
+    "vx_delegate": "VeriSilicon NPU",
+    "QnnTFLiteDelegate": "Qualcomm NPU",
+    "ethosu_delegate": "Arm Ethos-U",
+    "armnnDelegate": "Arm NN",
+}
+
+
+def delegates() -> tuple[str, ...]:
+    """XNNPACK, which the runtimes bring along, and accelerators whose library lies where the system looks for it."""
+    runtimes = any(_version(name) for name in ("ai-edge-litert", "tflite-runtime"))
+    folders = ("/usr/lib", "/usr/local/lib", f"/usr/lib/{platform.machine()}-linux-gnu", "/usr/lib64", "/vendor/lib64")
+    found = [name for library, name in DELEGATE_LIBRARIES.items()
+             if any(Path(folder, f"lib{library}.so").exists() for folder in folders)]  # fmt: skip
+    return (*(("XNNPACK",) if runtimes else ()), *found)
+
+
+def temperature_c() -> float | None:
+    """Of the hottest thermal zone."""
+    values = [int(t) / 1e3 for p in Path("/sys/class/thermal").glob("thermal_zone*/temp")
+              if (t := _text(p) or "").lstrip("-").isdecimal()]  # fmt: skip
+    return max((v for v in values if -50 < v < 200), default=None)
+
+
+def frequency_mhz() -> float | None:
+    """Of the first core, now."""
+    text = _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")) or ""
+    return int(text) / 1e3 if text.isdecimal() else None
+
+
+class EnergyMeter:
+    """Energy since its making: RAPL's package counters, or the power a battery or supply reports."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+        self._counters = [
+            p for p in Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj") if _number(p) is not None
+        ]
+        self._counters = [p for p in self._counters if p.parent.name.count(":") == 1]  # packages, not their parts
+        self._before = [_number(p) or 0.0 for p in self._counters]
+        supplies = sorted(Path("/sys/class/power_supply").glob("*"))
+        self._supply = next((p for p in supplies if _supply_watts(p) is not None), None)
+        self._watts: list[float] = []
+
+    def sample(self) -> None:
+        """Look at the power supply now; between looks its power is taken as constant."""
+        if not self._counters and self._supply is not None and (watts := _supply_watts(self._supply)) is not None:
+            self._watts.append(watts)
+
+    def joules(self) -> tuple[float, str] | None:
+        """Energy so far and where it was read; None where nothing tells."""
+        if self._counters:
+            used = 0.0
+            for path, before in zip(self._counters, self._before, strict=True):
+                wrap = _number(path.parent / "max_energy_range_uj") or 0.0
+                used += (((_number(path) or before) - before) % (wrap or float("inf"))) / 1e6
+            return used, "RAPL package"
+        if self._watts and self._supply is not None:
+            return sum(self._watts) / len(self._watts) * (time.monotonic() - self._start), self._supply.name
+        return None
+
+
+def _supply_watts(supply: Path) -> float | None:
+    power = _number(supply / "power_now")
+    if power:
+        return abs(power) / 1e6
+    current, voltage = _number(supply / "current_now"), _number(supply / "voltage_now")
+    return abs(current * voltage) / 1e12 if current and voltage else None
+
+
+def _number(path: Path) -> float | None:
+    text = (_text(path) or "").lstrip("-")
+    return float(text) if text.isdecimal() else None
+
+
+def _cpuinfo(wanted: str) -> str | None:
     for line in (_text(Path("/proc/cpuinfo")) or "").splitlines():
         key, _, value = line.partition(":")
-        if key.strip() == "model name" and value.strip():
+        if key.strip() == wanted and value.strip():
             return value.strip()
-    board = _text(Path("/sys/firmware/devicetree/base/model"))
-    return (board or "").strip("\0") or platform.processor() or "unknown"
+    return None
 
 
 def memory_mb() -> tuple[float, float]:
@@ -105,3 +217,7 @@ def _text(path: Path) -> str | None:
         return path.read_text(encoding="utf-8", errors="replace").strip() or None
     except OSError:
         return None
+
+
+if __name__ == "__main__":
+    print(json.dumps({"result": to_dict(this_machine())}))

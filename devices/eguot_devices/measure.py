@@ -1,7 +1,8 @@
 """Measure one ISP file in this process, which should be a fresh one: see `worker`.
 
-Order matters: memory first, then the tile, then frames, then accuracy, so that the peak is that of developing
-frames and not of comparing pictures. Budgets keep one model under a minute; accuracy takes as long as its images do.
+Order matters: memory first, then the tile, then frames, then everything else, so that the peak is that of developing
+frames. Budgets keep one model under a minute. The pictures of pairs and the output of the golden input are written
+down and judged by who asked: a board need not spend its time on metrics.
 """
 
 from __future__ import annotations
@@ -9,25 +10,38 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from eguot_sdk.evaluation import evaluate
+from eguot_sdk.errors import EguotError
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import RawFrame, read_raw
 from eguot_sdk.runtimes import open_runtime
+from eguot_sdk.spec import IspSpec
+from eguot_sdk.tiling import plan
 
-from .machine import OtherLoad, memory_mb
-from .schema import Accuracy, FrameProfile, ModelProfile, TileProfile
-from .timing import repeat
+from .machine import EnergyMeter, OtherLoad, emulator, frequency_mhz, memory_mb, temperature_c
+from .operators import operators
+from .schema import Energy, FrameProfile, Latency, ModelProfile, Sustained, ThreadPoint, TileProfile
+from .timing import noise_pct, repeat, summarise
 
 TILE_SECONDS, TILE_RUNS = 8.0, 20
 FRAME_SECONDS, FRAME_RUNS = 25.0, 10
+OPERATOR_SECONDS = 5.0
+MODEL_SECONDS = 45.0
+"""What the budgets above and loading come to; a smaller one shortens all of them."""
 SYNTHETIC_SIZE = (1536, 2048)
+EMULATED_SIZE = (96, 128)
+"""An emulated processor is asked for correctness, and would take minutes for megapixels."""
+MAX_EMULATED_RUNS = 4
+GOLDEN_OUTPUT = "golden.npy"
 
 OnProgress = Callable[[str], None]
 """Called with words for a person whenever something was done."""
@@ -42,26 +56,52 @@ class Job:
     raw: str | None
     """Raw to develop; None: `synthetic_frame()`."""
     pairs: str | None
+    golden: str | None
+    """A .npy with the golden input as the model takes it: int8 or float32 [1, h, w, 4]."""
+    outputs: str
+    """Folder that gets NAME.png for each pair and golden.npy."""
+    threads: tuple[int, ...]
+    """Numbers of threads to sweep over."""
+    sustained_s: float
+    """0: not asked for."""
+    budget_s: float | None
+    """Seconds for all speed runs; None: about 45."""
 
 
 def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
-    """Speed, memory and, with pairs, accuracy of one ISP file. Raises EguotError."""
+    """Speed, memory and what pictures come out of one ISP file. Raises EguotError."""
     path = Path(job.model)
+    emulated = emulator() is not None
+    share = 1.0 if job.budget_s is None else min(1.0, job.budget_s / MODEL_SECONDS)
     start_memory_mb = memory_mb()[0]
     start = time.perf_counter()
     isp = ISP.load(path)
     load_ms = (time.perf_counter() - start) * 1e3
     on_progress("loaded")
-    frame = synthetic_frame() if job.raw is None else read_raw(job.raw)
+    frame = synthetic_frame(EMULATED_SIZE if emulated else SYNTHETIC_SIZE) if job.raw is None else read_raw(job.raw)
+    height, width = _tile_size(isp, frame)
+    timed = partial(_repeat, share=share, emulated=emulated, on_progress=on_progress)
+    calm = _calm_times()
     others = OtherLoad()
-    tile = _measure_tile(path, isp, frame, on_progress)
+    tile = _measure_tile(path, isp.spec, frame, (height, width), timed)
     megapixels = frame.mosaic.size / 1e6
     source = frame if job.raw is None else job.raw
-    del frame
-    frames = _measure_frames(isp, source, megapixels, on_progress)
+    energy = EnergyMeter()
+    energy_start = time.monotonic()
+    frames = _measure_frames(isp, source, megapixels, lambda: energy.sample(), timed)
+    used = energy.joules()
+    seconds = time.monotonic() - energy_start
     other_load_cores = others.cores()
     peak_memory_mb = memory_mb()[1]
-    accuracy = None if job.pairs is None else _measure_accuracy(isp, Path(job.pairs), on_progress)
+    calm += _calm_times()
+    sweep = tuple(
+        _sweep_point(path, isp.spec, frame, source, (height, width), n, timed, on_progress) for n in job.threads
+    )
+    ops_seconds = 0.0 if emulated else OPERATOR_SECONDS * share
+    on_progress("operators")
+    ops = operators(path, height, width, seconds=ops_seconds)
+    sustained = _sustain(isp, source, job.sustained_s, on_progress) if job.sustained_s > 0 else None
+    _render(isp, job, on_progress)
     data = path.read_bytes()
     return ModelProfile(
         name=job.name,
@@ -74,16 +114,28 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
         load_ms=load_ms,
         tile=tile,
         frame=frames,
+        threads=sweep,
+        operators=ops,
+        sustained=sustained,
+        energy=None
+        if used is None
+        else Energy(
+            per_megapixel_mj=used[0] * 1e3 / (megapixels * (frames.latency.runs + 1)),
+            watts=used[0] / seconds,
+            source=used[1],
+        ),
         start_memory_mb=start_memory_mb,
         peak_memory_mb=peak_memory_mb,
-        accuracy=accuracy,
+        accuracy=None,
+        parity=None,
         other_load_cores=other_load_cores,
+        noise_pct=noise_pct(calm),
     )
 
 
-def synthetic_frame() -> RawFrame:
-    """A 3-megapixel 12-bit mosaic with smooth colours, edges and noise: the same numbers everywhere."""
-    height, width = SYNTHETIC_SIZE
+def synthetic_frame(size: tuple[int, int] = SYNTHETIC_SIZE) -> RawFrame:
+    """A 12-bit mosaic, of 3 megapixels unless told, with smooth colours, edges and noise: the same everywhere."""
+    height, width = size
     rng = np.random.default_rng(0)
     mosaic = np.empty((height, width), np.uint16)
     x = np.arange(width)
@@ -94,38 +146,88 @@ def synthetic_frame() -> RawFrame:
     return RawFrame.from_array(mosaic, cfa="RGGB", black=256, white=4095, white_balance=(1.7, 1.0, 1.4))
 
 
-def _measure_tile(path: Path, isp: ISP, frame: RawFrame, on_progress: OnProgress) -> TileProfile:
-    """The network on one tile as `process` cuts them, on one thread, filled with the top left of the frame."""
-    ingest = Ingest(frame, isp.spec)
-    if isp.tile == "whole":
-        multiple = isp.spec.multiple
-        height, width = (-(-n // multiple) * multiple + 2 * isp.spec.halo for n in (ingest.height, ingest.width))
-    else:
-        height = width = int(isp.tile) + 2 * isp.spec.halo
-    start = time.perf_counter()
+def golden_output(path: Path, golden: Path, *, kernels: Literal["usual", "reference"] = "usual") -> NDArray[Any]:
+    """What a model makes of a golden input, as it stores it. `reference`: LiteRT's plain kernels, slow and simple."""
+    try:
+        values = np.load(golden, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise EguotError(f"{golden.name}: not an array file ({error})") from error
+    if kernels == "reference":
+        return _reference_output(path, values)
     runtime = open_runtime(path, threads=1)
     try:
-        runtime.resize(height, width)
-        init_ms = (time.perf_counter() - start) * 1e3
-        ingest.fill(runtime.input()[0], 0, 0)
-        latency = repeat(
-            runtime.invoke,
-            seconds=TILE_SECONDS,
-            min_runs=TILE_RUNS,
-            on_run=lambda run: on_progress(f"tile, run {run}"),
-        )
+        runtime.resize(values.shape[1], values.shape[2])
+        runtime.input()[...] = values
+        runtime.invoke()
+        return np.array(runtime.output())
     finally:
         runtime.close()
-    return TileProfile(height_packed=height, width_packed=width, threads=1, init_ms=init_ms, latency=latency)
 
 
-def _measure_frames(isp: ISP, source: RawFrame | str, megapixels: float, on_progress: OnProgress) -> FrameProfile:
-    latency = repeat(
-        lambda: isp.process(source),
-        seconds=FRAME_SECONDS,
-        min_runs=FRAME_RUNS,
-        on_run=lambda run: on_progress(f"frame, run {run}"),
+def _reference_output(path: Path, values: NDArray[Any]) -> NDArray[Any]:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=path.read_bytes(), num_threads=1, experimental_op_resolver_type=OpResolverType.BUILTIN_REF
     )
+    entry = interpreter.get_input_details()[0]["index"]
+    interpreter.resize_tensor_input(entry, list(values.shape))
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(entry, values)
+    interpreter.invoke()
+    out: NDArray[Any] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    return out
+
+
+def _tile_size(isp: ISP, frame: RawFrame) -> tuple[int, int]:
+    """The input that `process` gives the network for this frame, in packed pixels, halo included."""
+    ingest = Ingest(frame, isp.spec)
+    return plan(ingest.height, ingest.width, isp.spec, isp.tile, threads=isp.threads).input_size
+
+
+def _repeat(
+    call: Callable[[], object],
+    what: str,
+    seconds: float,
+    runs: int,
+    *,
+    share: float,
+    emulated: bool,
+    on_progress: OnProgress,
+) -> Latency:
+    most = MAX_EMULATED_RUNS if emulated else None
+    return repeat(
+        call, seconds=seconds * share, min_runs=runs, max_runs=most, on_run=lambda n: on_progress(f"{what}, run {n}")
+    )
+
+
+Timed = Callable[[Callable[[], object], str, float, int], Latency]
+
+
+def _measure_tile(
+    path: Path, spec: IspSpec, frame: RawFrame, size: tuple[int, int], timed: Timed, threads: int = 1
+) -> TileProfile:
+    """The network on one tile as `process` cuts them, filled with the top left of the frame."""
+    start = time.perf_counter()
+    runtime = open_runtime(path, threads=threads)
+    try:
+        runtime.resize(*size)
+        init_ms = (time.perf_counter() - start) * 1e3
+        Ingest(frame, spec).fill(runtime.input()[0], 0, 0)
+        latency = timed(runtime.invoke, "tile", TILE_SECONDS, TILE_RUNS)
+    finally:
+        runtime.close()
+    return TileProfile(height_packed=size[0], width_packed=size[1], threads=threads, init_ms=init_ms, latency=latency)
+
+
+def _measure_frames(
+    isp: ISP, source: RawFrame | str, megapixels: float, after_each: Callable[[], None], timed: Timed
+) -> FrameProfile:
+    def develop() -> None:
+        isp.process(source)
+        after_each()
+
+    latency = timed(develop, "frame", FRAME_SECONDS, FRAME_RUNS)
     return FrameProfile(
         megapixels=megapixels,
         threads=isp.threads,
@@ -136,22 +238,70 @@ def _measure_frames(isp: ISP, source: RawFrame | str, megapixels: float, on_prog
     )
 
 
-def _measure_accuracy(isp: ISP, folder: Path, on_progress: OnProgress) -> Accuracy:
-    pairs = list_pairs(folder)
-    done = 0
+def _sweep_point(
+    path: Path,
+    spec: IspSpec,
+    frame: RawFrame,
+    source: RawFrame | str,
+    size: tuple[int, int],
+    threads: int,
+    timed: Timed,
+    on_progress: OnProgress,
+) -> ThreadPoint:
+    on_progress(f"{threads} threads")
+    tile = _measure_tile(path, spec, frame, size, timed, threads)
+    with ISP.load(path, threads=threads) as isp:
+        frames = timed(lambda: isp.process(source), f"frame on {threads} threads", FRAME_SECONDS / 2, FRAME_RUNS)
+    return ThreadPoint(threads=threads, tile=tile.latency, frame=frames)
 
-    def render(frame: RawFrame) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-        nonlocal done
-        done += 1
-        on_progress(f"accuracy, image {done} of {len(pairs)}")
-        return isp.process(frame)  # type: ignore[return-value]  # 8 bits were asked for
 
-    evaluation = evaluate(render, pairs, label="accuracy")
-    return Accuracy(
-        protocol=evaluation.protocol,
-        images=len(evaluation.scores),
-        psnr_db=evaluation.mean("psnr_db"),
-        ssim=evaluation.mean("ssim"),
-        de2000=evaluation.mean("de2000"),
-        psnr_affine_db=evaluation.mean("psnr_affine_db"),
+def _sustain(isp: ISP, source: RawFrame | str, seconds: float, on_progress: OnProgress) -> Sustained:
+    """Develop frame after frame for so long."""
+    temperature, frequency = temperature_c(), frequency_mhz()
+    samples: list[float] = []
+    start = time.monotonic()
+    while (elapsed := time.monotonic() - start) < seconds or not samples:
+        begin = time.perf_counter()
+        isp.process(source)
+        samples.append((time.perf_counter() - begin) * 1e3)
+        on_progress(f"sustained, {elapsed:.0f} of {seconds:.0f} s")
+    tenth = max(len(samples) // 10, 1)
+    return Sustained(
+        seconds=time.monotonic() - start,
+        frames=len(samples),
+        first_p50_ms=summarise(samples[0], samples[:tenth]).p50_ms,
+        last_p50_ms=summarise(samples[0], samples[-tenth:]).p50_ms,
+        first_temperature_c=temperature,
+        last_temperature_c=temperature_c(),
+        first_frequency_mhz=frequency,
+        last_frequency_mhz=frequency_mhz(),
     )
+
+
+def _render(isp: ISP, job: Job, on_progress: OnProgress) -> None:
+    """Pictures of the pairs, and the output of the golden input, into the folder for outputs."""
+    from PIL import Image
+
+    folder = Path(job.outputs)
+    try:
+        if job.golden is not None:
+            np.save(folder / GOLDEN_OUTPUT, golden_output(Path(job.model), Path(job.golden)), allow_pickle=False)
+        pairs = [] if job.pairs is None else list_pairs(job.pairs)
+        for i, pair in enumerate(pairs, 1):
+            on_progress(f"picture {i} of {len(pairs)}")
+            frame = replace(pair.frame(), orientation=1, pixel_aspect=1.0)
+            Image.fromarray(isp.process(frame)).save(folder / f"{pair.name}.png", compress_level=1)
+    except OSError as error:
+        raise EguotError(f"a result cannot be written on the device: {error.strerror or error}") from error
+
+
+def _calm_times(runs: int = 100) -> list[float]:
+    """Times of one fixed calculation of about a millisecond, in ms: what they spread is the machine's noise."""
+    values = np.arange(40_000, dtype=np.float32)
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        for _ in range(20):
+            np.multiply(values, np.float32(1.0001), out=values)
+        times.append((time.perf_counter() - start) * 1e3)
+    return times

@@ -1,13 +1,18 @@
-"""`profile`: several ISP files on one device, measured one after the other, into one report.
+"""`profile`: several ISP files on one or more devices, one after the other, into one report.
 
 It checks what was asked before anything is measured, names data by name and hash and never by path, and goes on
-where one model fails. How a device is reached is `targets`', what is measured `measure`'s.
+where one model fails. How a device is reached is `targets`', what is measured `measure`'s; `judge` scores what the
+devices' own pictures and outputs are worth.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
+import importlib.metadata
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -15,65 +20,183 @@ from pathlib import Path
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.isp import DEFAULT_ISP
+from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_sdk.progress import Progress, progress_bar
 from eguot_sdk.raw import read_raw
 
+from .judge import Golden, accuracy, make_golden, parity
 from .measure import SYNTHETIC_SIZE, Job
-from .schema import Failure, Machine, ModelProfile, PairsFacts, RawFacts, Report
-from .targets import open_target
+from .schema import DeviceReport, Failure, Machine, ModelProfile, PairsFacts, RawFacts, Report
+from .targets import Target, open_target
 
 DEFAULT = "default"
 """Names the ISP inside the package."""
 BUSY_SHARE = 0.1
 """Share of the cores that others may keep busy before a report says so."""
+NOISY_PCT = 20.0
+CLEANUP_S = 5.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What to measure of every model, beyond the defaults."""
+
+    raw: Path | None = None
+    """Raw to develop; None: a mosaic of 3 megapixels that is the same everywhere."""
+    pairs: Path | None = None
+    """Pairs folder to score the device's pictures on."""
+    threads: tuple[int, ...] = ()
+    """Numbers of threads to sweep over."""
+    sustained_s: float = 0.0
+    """Develop frames for so long and see what heat does."""
+    max_seconds: float | None = None
+    """For one device, from connecting to the last result; what is not done by then is named as failed."""
 
 
 def profile(
     models: Sequence[str | Path],
     *,
-    device: str = "local",
-    raw: str | Path | None = None,
-    pairs: str | Path | None = None,
+    device: str | Sequence[str] = "local",
+    asked: Asked | None = None,
+    benchmark_model: Path | None = None,
+    pictures: Path | None = None,
+    command: str = "",
 ) -> Report:
-    """Measure ISP files (or `default`) on a device, with progress on stderr.
+    """Measure ISP files (or `default`) on devices, with progress on stderr.
 
-    `raw`: the file to develop; without it a mosaic of 3 megapixels that is the same everywhere. `pairs`: a pairs
-    folder to score the same loaded ISP on. Raises UsageError, RawError, or EguotError where the device
-    cannot be asked; a model that fails is in `failed`.
+    `benchmark_model`: LiteRT's tool, for adb devices. `pictures`: an empty folder that gets what each device made of
+    the pairs, as DEVICE-MODEL/NAME.png by their places in the report. Raises UsageError or RawError; a device that
+    cannot be reached and a model that fails are in `failed`.
     """
-    target = open_target(device)
-    jobs = _jobs(models, raw, pairs)
-    raw_facts = _raw_facts(raw)
-    pairs_facts = None if pairs is None else _pairs_facts(Path(pairs))
-    machine = target.machine()
+    asked = asked or Asked()
+    devices = [device] if isinstance(device, str) else list(device)
+    targets = [open_target(name, benchmark_model=benchmark_model) for name in devices]
+    if not devices or len(set(devices)) < len(devices):
+        raise UsageError("name at least one device, and each once")
+    jobs = _jobs(models, asked)
+    raw_facts = _raw_facts(asked.raw)
+    pairs_facts = None if asked.pairs is None else _pairs_facts(asked.pairs)
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work) if pictures is None else pictures
+        golden = [_golden(job, Path(work)) for job in jobs]
+        reports = tuple(
+            _on_device(i, target, jobs, golden, asked, Path(work), folder) for i, target in enumerate(targets)
+        )
+    return Report(
+        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        sdk_version=_sdk_version(),
+        raw=raw_facts,
+        pairs=pairs_facts,
+        devices=reports,
+    )
+
+
+def _on_device(
+    number: int,
+    target: Target,
+    jobs: Sequence[Job],
+    golden: Sequence[Golden | None],
+    asked: Asked,
+    work: Path,
+    pictures: Path,
+) -> DeviceReport:
+    """Everything on one device. One that cannot be reached has every model among its failures."""
+    end = None if asked.max_seconds is None else time.monotonic() + asked.max_seconds
     measured: list[ModelProfile] = []
     failed: list[Failure] = []
-    with progress_bar(len(jobs), label=f"profile on {target.device}") as bar:
-        for job in jobs:
+    machine = UNREACHED
+    with progress_bar(len(jobs), label=f"profile on {target.device}") as bar, target:
+        try:
+            target.open(partial(_show, bar, "setting up"), end)
+            machine = target.machine()
+        except UsageError:
+            raise
+        except EguotError as error:
+            return DeviceReport(
+                device=target.device,
+                machine=machine,
+                models=(),
+                failed=tuple(Failure(name=job.name, message=str(error)) for job in jobs),
+                notes=(),
+            )
+        for i, (job, known) in enumerate(zip(jobs, golden, strict=True)):
             try:
-                measured.append(target.measure(job, partial(_show, bar, job.name)))
+                profiled, outputs = _one(target, job, known, asked, work / f"{number}-{i}", end, len(jobs) - i, bar)
+                kept = pictures / f"{number}-{len(measured)}"
+                if asked.pairs is not None and profiled.accuracy is not None:
+                    kept.mkdir(parents=True, exist_ok=True)
+                    for path in outputs.glob("*.png"):
+                        path.replace(kept / path.name)
+                measured.append(profiled)
             except EguotError as error:
                 failed.append(Failure(name=job.name, message=str(error)))
             bar.update(1)
-    return Report(
+    return DeviceReport(
         device=target.device,
-        created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         machine=machine,
-        raw=raw_facts,
-        pairs=pairs_facts,
         models=tuple(measured),
         failed=tuple(failed),
         notes=_notes(machine, measured),
     )
 
 
+def _one(
+    target: Target,
+    job: Job,
+    golden: Golden | None,
+    asked: Asked,
+    outputs: Path,
+    end: float | None,
+    left: int,
+    bar: Progress[int],
+) -> tuple[ModelProfile, Path]:
+    """One model there, and its pictures and outputs judged here."""
+    budget = None if end is None else max((end - time.monotonic() - CLEANUP_S) / left, 0.1)
+    if end is not None and time.monotonic() >= end:
+        raise EguotError("not begun within --max-seconds")
+    outputs.mkdir()
+    job = dataclasses.replace(
+        job, outputs=str(outputs), golden=None if golden is None else str(golden.input_path), budget_s=budget
+    )
+    profiled = target.measure(job, partial(_show, bar, job.name), end)
+    scores = None
+    if asked.pairs is not None and profiled.frame is not None:
+        _show(bar, job.name, "scoring pictures")
+        scores = accuracy(outputs, list_pairs(asked.pairs))
+    same = None if golden is None else parity(golden, outputs, read_spec(job.model))
+    return dataclasses.replace(profiled, accuracy=scores, parity=same), outputs
+
+
+def _golden(job: Job, work: Path) -> Golden | None:
+    """None where there is no reference for a file: it will fail on the devices too, and say why there."""
+    try:
+        return make_golden(job, work)
+    except EguotError:
+        return None
+
+
+UNREACHED = Machine(
+    system="unknown",
+    cpu="unknown",
+    soc=None,
+    cores=0,
+    memory_mb=None,
+    governor=None,
+    python="unknown",
+    packages={},
+    delegates=(),
+    emulated=None,
+)
+
+
 def _show(bar: Progress[int], name: str, words: str) -> None:
     bar.update(0, f"{name}: {words}")
 
 
-def _jobs(models: Sequence[str | Path], raw: str | Path | None, pairs: str | Path | None) -> list[Job]:
-    """One job per model, each with a name of its own."""
+def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
+    """One job per model, each with a name of its own; where it is measured, golden and outputs are filled in."""
     if not models:
         raise UsageError("name at least one ISP file to profile")
     paths = [_model_path(model) for model in models]
@@ -81,9 +204,21 @@ def _jobs(models: Sequence[str | Path], raw: str | Path | None, pairs: str | Pat
     names = [path.name if counts[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}" for path in paths]
     if len(set(names)) < len(names):
         raise UsageError(f"{next(n for n in names if names.count(n) > 1)} is named twice: name each ISP file once")
-    where = [None if path is None else str(Path(path).resolve()) for path in (raw, pairs)]
+    if any(not 1 <= n <= 64 for n in asked.threads):
+        raise UsageError(f"threads are whole numbers from 1 to 64, not {asked.threads}")
+    raw, pairs = (None if path is None else str(path.resolve()) for path in (asked.raw, asked.pairs))
     return [
-        Job(name=name, model=str(path.resolve()), raw=where[0], pairs=where[1])
+        Job(
+            name=name,
+            model=str(path.resolve()),
+            raw=raw,
+            pairs=pairs,
+            golden=None,
+            outputs="",
+            threads=asked.threads,
+            sustained_s=asked.sustained_s,
+            budget_s=None,
+        )
         for name, path in zip(names, paths, strict=True)
     ]
 
@@ -97,11 +232,10 @@ def _model_path(model: str | Path) -> Path:
     return path
 
 
-def _raw_facts(raw: str | Path | None) -> RawFacts:
-    if raw is None:
+def _raw_facts(path: Path | None) -> RawFacts:
+    if path is None:
         height, width = SYNTHETIC_SIZE
         return RawFacts(name="synthetic", sha256=None, width=width, height=height)
-    path = Path(raw)
     if not path.is_file():
         raise UsageError(f"{path}: no such raw file")
     height, width = read_raw(path).mosaic.shape
@@ -129,15 +263,30 @@ def _sha256(paths: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
+def _sdk_version() -> str:
+    try:
+        return importlib.metadata.version("eguot-sdk")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
 def _notes(machine: Machine, models: Sequence[ModelProfile]) -> tuple[str, ...]:
     notes = []
+    if machine.emulated is not None:
+        notes.append(
+            f"emulated: not latency; {machine.emulated} runs this processor's programs, so no time here counts"
+        )
     for model in models:
         others = model.other_load_cores
-        if others is not None and others > BUSY_SHARE * machine.cores:
+        if machine.emulated is None and others is not None and others > BUSY_SHARE * machine.cores:
             notes.append(
                 f"busy machine: other processes used {others:.1f} of {machine.cores} cores while {model.name} was "
                 "measured, so its times are too long"
             )
-    if machine.governor not in (None, "performance"):
+    noisy = [m for m in models if m.noise_pct is not None and m.noise_pct > NOISY_PCT]
+    if noisy and machine.emulated is None:
+        worst = max(m.noise_pct or 0.0 for m in noisy)
+        notes.append(f"noisy machine: one and the same calculation took times that spread by up to {worst:.0f} %")
+    if machine.emulated is None and machine.governor not in (None, "performance"):
         notes.append(f"the frequency governor is {machine.governor}: times depend on what the machine did before")
     return tuple(notes)

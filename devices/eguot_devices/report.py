@@ -1,4 +1,4 @@
-"""A report for people and for programs: a table, JSON, CSV. Files are written beside and renamed."""
+"""A report for people and programs: a table, JSON, CSV; the page is `page`'s. Files are written beside and renamed."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import csv
 import dataclasses
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from eguot_sdk.errors import OutputError
+from eguot_sdk.errors import EguotError, OutputError, UsageError
 from eguot_sdk.output import written_beside
 
-from .schema import Failure, Latency, ModelProfile, Report, to_dict
+from .schema import SCHEMA_VERSION, DeviceReport, Failure, Latency, Machine, ModelProfile, Report, from_dict, to_dict
+
+MAX_REPORT_BYTES = 64 << 20
 
 HEAD = (
     "model", "KB", "load ms", "tile ms", "", "p90", "ms/MP", "", "p90", "peak MB", "PSNR dB", "SSIM", "dE2000",
+    "off by",
 )  # fmt: skip
 
 
@@ -26,29 +30,45 @@ def to_json(report: Report) -> str:
 
 
 def to_csv(report: Report) -> str:
-    """One row per model under a header row that is always the same; nested names are joined by underscores."""
+    """One row per device and model under a header row that is always the same; nested names joined by underscores.
+
+    Lists (operators, the sweep of threads) are in the JSON only.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     paths = list(_leaves(ModelProfile))
-    writer.writerow(["device", *("_".join(path) for path in paths)])
-    for model in report.models:
-        writer.writerow([report.device, *(_at(model, path) for path in paths)])
+    writer.writerow(["device", "emulated", *("_".join(path) for path in paths)])
+    for device in report.devices:
+        for model in device.models:
+            writer.writerow([device.device, device.machine.emulated, *(_at(model, path) for path in paths)])
     return text.getvalue()
 
 
 def to_table(report: Report) -> str:
     """What a person wants to see: where, on what, one row per model, and what to beware of."""
-    machine, raw = report.machine, report.raw
+    raw, pairs = report.raw, report.pairs
     lines = [
-        f"{report.device}: {machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}",
         f"raw: {raw.name}, {raw.width} x {raw.height}"
-        + ("" if report.pairs is None else f"; pairs: {report.pairs.name}, {report.pairs.images} images"),
+        + ("" if pairs is None else f"; pairs: {pairs.name}, {pairs.images} images")
     ]
-    if report.models:
-        lines += ["", *_columns([HEAD, *(_row(model) for model in report.models)]), "", *_legend(report.models[0])]
-    lines += [f"note: {note}" for note in report.notes]
-    lines += [f"failed: {failure_line(failure)}" for failure in report.failed]
+    for device in report.devices:
+        lines += ["", *device_lines(device)]
     return "\n".join(lines)
+
+
+def device_lines(device: DeviceReport) -> list[str]:
+    """The part of the table that is about one device."""
+    machine = device.machine
+    lines = [f"{device.device}: {machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}"]
+    if device.models:
+        rows = [_row(model, machine.emulated is not None) for model in device.models]
+        lines += ["", *_columns([HEAD, *rows]), "", *_legend(device.models[0], machine)]
+        lines += [line for model in device.models for line in _more(model)]
+    lines += [f"note: {note}" for note in device.notes]
+    reasons = Counter(failure.message for failure in device.failed)
+    if len(device.failed) > 1 and len(reasons) == 1:
+        return [*lines, f"failed: {device.failed[0].message} (all {len(device.failed)} models)"]
+    return [*lines, *(f"failed: {failure_line(failure)}" for failure in device.failed)]
 
 
 def failure_line(failure: Failure) -> str:
@@ -56,47 +76,110 @@ def failure_line(failure: Failure) -> str:
     return failure.message if failure.message.startswith(failure.name) else f"{failure.name}: {failure.message}"
 
 
-def write_report(report: Report, folder: Path) -> list[Path]:
-    """Write report.json and report.csv into a folder, made if absent. Raises OutputError."""
+def write_report(
+    report: Report, folder: Path, *, pictures: Path | None = None, pairs: Path | None = None
+) -> list[Path]:
+    """Write report.json, report.csv and report.html into a folder, made if absent. Raises OutputError.
+
+    `pictures`, `pairs`: what `profile` kept of the devices' pictures, and the pairs with their truths; without them the
+    page has no crops.
+    """
+    from .page import to_html
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
     written = []
-    for name, text in (("report.json", to_json(report) + "\n"), ("report.csv", to_csv(report))):
+    texts = {
+        "report.json": to_json(report) + "\n",
+        "report.csv": to_csv(report),
+        "report.html": to_html(report, pictures=pictures, pairs=pairs),
+    }
+    for name, text in texts.items():
         with written_beside(folder / name) as file:
             file.write(text.encode())
         written.append(folder / name)
     return written
 
 
-def _row(model: ModelProfile) -> tuple[str, ...]:
-    accuracy = model.accuracy
+def read_report(path: Path) -> Report:
+    """A report.json. Raises EguotError naming what is wrong with it."""
+    try:
+        if path.stat().st_size > MAX_REPORT_BYTES:
+            raise EguotError(f"{path}: more than {MAX_REPORT_BYTES} bytes are no report")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise EguotError(f"{path}: not JSON; expected a report.json that `profile --out` wrote") from error
+    version = data.get("version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        raise EguotError(
+            f"{path}: a report of version {version!r}, this eguot-sdk reads {SCHEMA_VERSION}: profile again"
+        )
+    return from_dict(Report, data, path.name)
+
+
+def _row(model: ModelProfile, emulated: bool) -> tuple[str, ...]:
+    accuracy, frame, tile = model.accuracy, model.frame, model.tile.latency
+    times = (
+        _number(model.load_ms, 0),
+        _number(tile.p50_ms, 2),
+        _spread(tile),
+        _number(tile.p90_ms, 2),
+        _number(None if frame is None else frame.per_megapixel_p50_ms, 1),
+        "" if frame is None else _spread(frame.latency),
+        _number(None if frame is None else frame.per_megapixel_p90_ms, 1),
+    )
     return (
         model.name,
         f"{model.file_bytes / 1e3:.0f}",
-        f"{model.load_ms:.0f}",
-        _number(model.tile.latency.p50_ms, 2),
-        _spread(model.tile.latency),
-        _number(model.tile.latency.p90_ms, 2),
-        _number(model.frame.per_megapixel_p50_ms, 1),
-        _spread(model.frame.latency),
-        _number(model.frame.per_megapixel_p90_ms, 1),
-        f"{model.peak_memory_mb:.0f}",
+        *(("n/a", "n/a", "", "n/a", "n/a", "", "n/a") if emulated else times),
+        _number(model.peak_memory_mb, 0),
         "-" if accuracy is None else f"{accuracy.psnr_db:.2f}",
         "-" if accuracy is None else f"{accuracy.ssim:.4f}",
         "-" if accuracy is None else f"{accuracy.de2000:.2f}",
+        "n/a" if model.parity is None else f"{model.parity.max_levels:.3g}",
     )
 
 
-def _legend(model: ModelProfile) -> list[str]:
+def _legend(model: ModelProfile, machine: Machine) -> list[str]:
     tile, frame = model.tile, model.frame
-    reading = ", reading the file included" if frame.reads_file else ""
-    return [
-        f"tile: {tile.height_packed} x {tile.width_packed} packed pixels on {tile.threads} thread; "
-        f"ms/MP: raw to picture on {frame.threads} threads{reading}; {model.runtime}",
-        "times are medians, with their interval of 95 % confidence, and 90th percentiles",
-    ]
+    lines = [f"tile: {tile.height_packed} x {tile.width_packed} packed pixels on {tile.threads} thread"]
+    if frame is not None:
+        reading = ", reading the file included" if frame.reads_file else ""
+        lines[0] += f"; ms/MP: raw to picture on {frame.threads} threads{reading}"
+    lines[0] += f"; {model.runtime}"
+    if machine.emulated is None:
+        lines.append("times are medians, with their interval of 95 % confidence, and 90th percentiles")
+    return [*lines, "off by: largest difference of the golden output to the reference's, in steps of 1/255"]
+
+
+def _more(model: ModelProfile) -> list[str]:
+    """What was asked for beyond the table, a line each."""
+    lines = []
+    if model.threads:
+        points = ", ".join(
+            f"{p.threads}: tile {_number(p.tile.p50_ms, 2)}, frame {_number(p.frame.p50_ms, 0)}" for p in model.threads
+        )
+        lines.append(f"{model.name}: ms by threads: {points}")
+    if model.sustained is not None:
+        s = model.sustained
+        heat = f"{_number(s.first_temperature_c, 0)} to {_number(s.last_temperature_c, 0)} C"
+        clock = f"{_number(s.first_frequency_mhz, 0)} to {_number(s.last_frequency_mhz, 0)} MHz"
+        lines.append(
+            f"{model.name}: {s.frames} frames in {s.seconds:.0f} s without a pause: {_number(s.first_p50_ms, 0)} to "
+            f"{_number(s.last_p50_ms, 0)} ms, {heat}, {clock}"
+        )
+    if model.energy is not None:
+        energy = model.energy
+        lines.append(f"{model.name}: {energy.per_megapixel_mj:.0f} mJ/MP, {energy.watts:.1f} W ({energy.source})")
+    if model.operators is not None and model.operators.not_delegated:
+        ops = model.operators
+        left = ", ".join(ops.not_delegated)
+        lines.append(f"{model.name}: {ops.delegated} of {ops.total} operators are accelerated, not {left}")
+    return lines
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:
@@ -122,6 +205,8 @@ def _spread(latency: Latency) -> str:
 def _leaves(kind: Any) -> Iterator[tuple[str, ...]]:
     """Paths of attributes to all plain values of a type of the schema."""
     for name, hint in get_type_hints(kind).items():
+        if get_origin(hint) is tuple:
+            continue
         inner = next((k for k in (hint, *get_args(hint)) if dataclasses.is_dataclass(k)), None)
         yield from ((name,),) if inner is None else ((name, *rest) for rest in _leaves(inner))
 

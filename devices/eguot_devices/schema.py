@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from eguot_sdk.errors import EguotError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 T = TypeVar("T")
 
@@ -31,6 +31,8 @@ class Latency:
     """The median lies between `p50_low_ms` and `p50_high_ms` with 95 % confidence."""
     p50_high_ms: float | None
     p90_ms: float | None
+    p99_ms: float | None
+    """None below 100 runs: it would be the slowest one."""
     runs: int
     """Runs behind the percentiles."""
 
@@ -63,8 +65,69 @@ class FrameProfile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ThreadPoint:
+    """The same tile and frame with another number of threads."""
+
+    threads: int
+    tile: Latency
+    frame: Latency
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpTime:
+    """Share of one operator in the time of a tile."""
+
+    name: str
+    """Such as `CONV_2D`."""
+    ms: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Operators:
+    """What the model consists of, and who runs it."""
+
+    total: int
+    delegated: int
+    """How many of them the runtime's delegates took (XNNPACK on a CPU)."""
+    not_delegated: tuple[str, ...]
+    """Kinds of those that were left over."""
+    times: tuple[OpTime, ...]
+    """In order of execution; empty: n/a."""
+    times_source: str
+    """How the times were measured, or why there are none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sustained:
+    """Frames without a pause: what heat does."""
+
+    seconds: float
+    frames: int
+    first_p50_ms: float | None
+    """Median of the first tenth of the frames."""
+    last_p50_ms: float | None
+    """Median of the last tenth."""
+    first_temperature_c: float | None
+    """Hottest thermal zone at the start."""
+    last_temperature_c: float | None
+    first_frequency_mhz: float | None
+    """Of the first core."""
+    last_frequency_mhz: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Energy:
+    """What the whole machine, or its processor package, drew while frames were developed."""
+
+    per_megapixel_mj: float
+    watts: float
+    source: str
+    """`RAPL package` or the name of a power supply; idle power is part of both."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Accuracy:
-    """Means over the images of a pairs folder."""
+    """Means over the images of a pairs folder, from the pictures that the device itself made."""
 
     protocol: str
     images: int
@@ -72,6 +135,20 @@ class Accuracy:
     ssim: float
     de2000: float
     psnr_affine_db: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parity:
+    """The device's output of the golden input against the reference's."""
+
+    reference: str
+    """`golden pair` (what convert wrote beside the file), or the runtime and kernels used on the asking machine."""
+    max_levels: float
+    """Largest difference in steps of 1/255."""
+    beyond_one_level: float
+    """Share of values that differ by more than one step."""
+    psnr_db: float
+    """100 where nothing differs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,17 +163,27 @@ class ModelProfile:
     parameters: int
     runtime: str
     """Package and version that ran it."""
-    load_ms: float
+    load_ms: float | None
     """`ISP.load` in the new process, loading of the runtime's library included."""
     tile: TileProfile
-    frame: FrameProfile
-    start_memory_mb: float
+    frame: FrameProfile | None
+    """None where only the network ran there (adb)."""
+    threads: tuple[ThreadPoint, ...]
+    """The sweep that was asked for."""
+    operators: Operators | None
+    sustained: Sustained | None
+    energy: Energy | None
+    """None: not readable there."""
+    start_memory_mb: float | None
     """Resident before the ISP was loaded: Python, NumPy and the SDK."""
-    peak_memory_mb: float
+    peak_memory_mb: float | None
     """Highest resident size up to the end of the speed runs."""
     accuracy: Accuracy | None
+    parity: Parity | None
     other_load_cores: float | None
     """Cores that other processes kept busy during the speed runs, on average."""
+    noise_pct: float | None
+    """Spread (p90 - p10, in percent of p50) of one fixed calculation timed before and after the speed runs."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +192,8 @@ class Machine:
 
     system: str
     cpu: str
+    soc: str | None
+    """Board or phone, where it says."""
     cores: int
     """Cores this process may use."""
     memory_mb: float | None
@@ -113,6 +202,10 @@ class Machine:
     python: str
     packages: Mapping[str, str]
     """Tool versions by distribution name."""
+    delegates: tuple[str, ...]
+    """Ways to run a network that were seen there: XNNPACK, and libraries of accelerators."""
+    emulated: str | None
+    """What emulates the processor, such as `QEMU`; times then are no latency."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,18 +238,28 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """One profile run: what was asked, where it ran, what came out."""
+class DeviceReport:
+    """One device: what it is, what was measured there."""
 
     device: str
-    created_utc: str
     machine: Machine
-    raw: RawFacts
-    pairs: PairsFacts | None
     models: tuple[ModelProfile, ...]
     failed: tuple[Failure, ...]
     notes: tuple[str, ...]
     """What a reader must know before trusting the numbers, such as a busy machine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """One profile run: what was asked, where it ran, what came out."""
+
+    created_utc: str
+    command: str
+    """The command line that makes it, with names of files and never their folders."""
+    sdk_version: str
+    raw: RawFacts
+    pairs: PairsFacts | None
+    devices: tuple[DeviceReport, ...]
     version: int = SCHEMA_VERSION
 
 

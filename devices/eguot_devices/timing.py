@@ -14,13 +14,21 @@ import numpy as np
 from .schema import Latency
 
 MIN_PERCENTILE_RUNS = 5
+MIN_P99_RUNS = 100
 MAX_RUNS = 1000
 TARGET_HALF_WIDTH = 0.02
 """Runs end once the median is known to within +-2 % with 95 % confidence."""
 CHECK_EVERY = 5
 
 
-def repeat(call: Callable[[], object], *, seconds: float, min_runs: int, on_run: Callable[[int], None]) -> Latency:
+def repeat(
+    call: Callable[[], object],
+    *,
+    seconds: float,
+    min_runs: int,
+    on_run: Callable[[int], None],
+    max_runs: int | None = None,
+) -> Latency:
     """Time `call` once, then again and again until the median is known to within 2 %, or `seconds` have passed.
 
     At least `min_runs` runs are asked for; where they do not fit into `seconds` there are fewer, but one at least.
@@ -30,7 +38,7 @@ def repeat(call: Callable[[], object], *, seconds: float, min_runs: int, on_run:
     on_run(1)
     samples: list[float] = []
     end = time.monotonic() + seconds
-    while len(samples) < MAX_RUNS:
+    while len(samples) < (max_runs or MAX_RUNS):
         samples.append(_timed_ms(call))
         on_run(1 + len(samples))
         if time.monotonic() >= end:
@@ -50,6 +58,7 @@ def summarise(first_ms: float, samples_ms: Sequence[float]) -> Latency:
         p50_low_ms=interval[0] if interval else None,
         p50_high_ms=interval[1] if interval else None,
         p90_ms=float(np.percentile(samples_ms, 90)) if enough else None,
+        p99_ms=float(np.percentile(samples_ms, 99)) if len(samples_ms) >= MIN_P99_RUNS else None,
         runs=len(samples_ms),
     )
 
@@ -70,6 +79,12 @@ def median_interval(samples: Sequence[float], tail: float = 0.025) -> tuple[floa
         return None
     ordered = sorted(samples)
     return ordered[k - 1], ordered[n - k]
+
+
+def noise_pct(samples_ms: Sequence[float]) -> float:
+    """Spread of repeated times of one and the same thing: p90 - p10, in percent of p50."""
+    low, middle, high = np.percentile(samples_ms, (10, 50, 90))
+    return float(100 * (high - low) / middle)
 
 
 def _known_well(samples: Sequence[float]) -> bool:

@@ -33,6 +33,8 @@ EXTRAS = {
     "distill": ("train", "Train a smaller network to do what a run does."),
     "lint": ("train", "Name every op of a network or file that a target refuses."),
     "profile": ("devices", "Measure speed, memory and quality of ISP files."),
+    "compare": ("devices", "Say what changed between two reports."),
+    "devices": ("devices", "Show what can be measured on."),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +12,28 @@ from eguot_devices import measure as measuring
 from eguot_devices import timing
 from eguot_devices.schema import (
     Accuracy,
+    DeviceReport,
+    Energy,
     Failure,
     FrameProfile,
     Latency,
     Machine,
     ModelProfile,
+    Operators,
+    OpTime,
     PairsFacts,
+    Parity,
     RawFacts,
     Report,
+    Sustained,
+    ThreadPoint,
     TileProfile,
 )
 from eguot_sdk.pairs import write_pair
 from eguot_sdk.raw import RawFrame
+
+# Modules beside the tests, not tests themselves.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")
@@ -42,12 +53,14 @@ def small_budgets(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few runs and a small mosaic."""
     monkeypatch.setattr(timing, "MAX_RUNS", 8)  # not by time, which a busy machine has none of
     monkeypatch.setattr(measuring, "SYNTHETIC_SIZE", (96, 128))
+    monkeypatch.setattr(measuring, "OPERATOR_SECONDS", 0.1)
 
 
 @pytest.fixture
 def report() -> Report:
     """A report with one model measured, one failed, and every optional part given."""
-    latency = Latency(first_ms=9.0, p50_ms=4.0, p50_low_ms=3.9, p50_high_ms=4.3, p90_ms=5.5, runs=40)
+    latency = Latency(first_ms=9.0, p50_ms=4.0, p50_low_ms=3.9, p50_high_ms=4.3, p90_ms=5.5, p99_ms=None, runs=40)
+    few = Latency(first_ms=99.0, p50_ms=None, p50_low_ms=None, p50_high_ms=None, p90_ms=None, p99_ms=None, runs=3)
     model = ModelProfile(
         name="look.w8a8.tflite",
         sha256="ab" * 32,
@@ -62,30 +75,61 @@ def report() -> Report:
             megapixels=3.0,
             threads=2,
             reads_file=True,
-            latency=Latency(first_ms=99.0, p50_ms=None, p50_low_ms=None, p50_high_ms=None, p90_ms=None, runs=3),
+            latency=few,
             per_megapixel_p50_ms=None,
             per_megapixel_p90_ms=None,
         ),
+        threads=(ThreadPoint(threads=2, tile=latency, frame=few),),
+        operators=Operators(
+            total=6,
+            delegated=5,
+            not_delegated=("DEPTH_TO_SPACE",),
+            times=(OpTime(name="CONV_2D", ms=3.0), OpTime(name="DEPTH_TO_SPACE", ms=1.0)),
+            times_source="counted",
+        ),
+        sustained=Sustained(
+            seconds=60.0,
+            frames=500,
+            first_p50_ms=100.0,
+            last_p50_ms=140.0,
+            first_temperature_c=40.0,
+            last_temperature_c=71.0,
+            first_frequency_mhz=2400.0,
+            last_frequency_mhz=None,
+        ),
+        energy=Energy(per_megapixel_mj=120.0, watts=4.5, source="RAPL package"),
         start_memory_mb=37.5,
         peak_memory_mb=101.0,
         accuracy=Accuracy(protocol="plain", images=8, psnr_db=24.5, ssim=0.91, de2000=5.25, psnr_affine_db=29.0),
+        parity=Parity(reference="golden pair", max_levels=1.0, beyond_one_level=0.0, psnr_db=61.0),
         other_load_cores=0.5,
+        noise_pct=3.0,
+    )
+    machine = Machine(
+        system="Linux 6 x86_64",
+        cpu="Some CPU",
+        soc=None,
+        cores=2,
+        memory_mb=8000.0,
+        governor="powersave",
+        python="3.11.7",
+        packages={"numpy": "2.4.6"},
+        delegates=("XNNPACK",),
+        emulated=None,
     )
     return Report(
-        device="local",
         created_utc="2026-01-02T03:04:05+00:00",
-        machine=Machine(
-            system="Linux 6 x86_64",
-            cpu="Some CPU",
-            cores=2,
-            memory_mb=8000.0,
-            governor="powersave",
-            python="3.11.7",
-            packages={"numpy": "2.4.6"},
-        ),
+        command="eguot-sdk profile look.w8a8.tflite broken.tflite --device local",
+        sdk_version="0.1.0",
         raw=RawFacts(name="IMG.dng", sha256="cd" * 32, width=2000, height=1500),
         pairs=PairsFacts(name="night", sha256="ef" * 32, images=8),
-        models=(model,),
-        failed=(Failure(name="broken.tflite", message="broken.tflite: not a TFLite model"),),
-        notes=("busy machine",),
+        devices=(
+            DeviceReport(
+                device="local",
+                machine=machine,
+                models=(model,),
+                failed=(Failure(name="broken.tflite", message="broken.tflite: not a TFLite model"),),
+                notes=("busy machine",),
+            ),
+        ),
     )

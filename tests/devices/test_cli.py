@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,8 @@ from eguot_sdk.cli import main
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> CliRunner:
     """Runs the command inside `eguot-sdk`, be it installed or not."""
-    monkeypatch.setitem(main.commands, "profile", cli.profile)  # type: ignore[attr-defined]
+    for name in ("profile", "compare", "devices"):
+        monkeypatch.setitem(main.commands, name, getattr(cli, name))  # type: ignore[attr-defined]
     return CliRunner()
 
 
@@ -41,24 +43,27 @@ def test_a_model_that_fails_is_told_and_the_exit_code_is_1(runner: CliRunner, tm
     result = runner.invoke(main, ["profile", str(path), "--device", "local", "--json", "--out", str(out)])
     assert result.exit_code == 1
     report = from_dict(Report, json.loads(result.stdout))
-    assert [f.name for f in report.failed] == ["noise.tflite"]
+    assert [f.name for f in report.devices[0].failed] == ["noise.tflite"]
     assert "Error: noise.tflite" in result.stderr
     assert json.loads((out / "report.json").read_text()) == json.loads(result.stdout)
 
 
 def test_a_table_goes_to_stdout_and_nothing_else(
-    runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: Path
 ) -> None:
-    asked: dict[str, object] = {}
+    given: dict[str, Any] = {}
 
     def record(models: object, **options: object) -> Report:
-        asked.update(models=models, **options)
+        given.update(models=models, **options)
         return report
 
     monkeypatch.setattr(profiling, "profile", record)
-    options = ["--device", "local", "--raw", "x.dng", "--pairs", "p", "--out", str(tmp_path)]
-    result = runner.invoke(main, ["profile", "a.tflite", "b.tflite", *options])
-    assert asked == {"models": ("a.tflite", "b.tflite"), "device": "local", "raw": Path("x.dng"), "pairs": Path("p")}
-    assert result.stdout.startswith("local: Some CPU")
+    options = ["--device", "local", "--raw", "x.dng", "--pairs", str(pairs), "--threads", "1,2", "--max-seconds", "9"]
+    result = runner.invoke(main, ["profile", "a.tflite", "b.tflite", *options, "--out", str(tmp_path)])
+    asked = given["asked"]
+    assert (given["models"], given["device"]) == (("a.tflite", "b.tflite"), ("local",))
+    assert (asked.raw, asked.pairs, asked.threads, asked.max_seconds) == (Path("x.dng"), pairs, (1, 2), 9.0)
+    assert given["command"].startswith("eguot-sdk profile a.tflite b.tflite --device local --raw x.dng")
+    assert "local: Some CPU" in result.stdout
     assert f"wrote {tmp_path / 'report.json'}" in result.stderr
     assert result.exit_code == 1  # the report holds a failure

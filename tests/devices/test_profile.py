@@ -9,7 +9,7 @@ import pytest
 from eguot_devices import profile as profiling
 from eguot_devices.machine import this_machine
 from eguot_devices.measure import Job, OnProgress, measure
-from eguot_devices.profile import profile
+from eguot_devices.profile import Asked, profile
 from eguot_devices.schema import Machine, ModelProfile
 from eguot_devices.targets import TARGETS
 from eguot_devices.targets.base import Target
@@ -25,7 +25,7 @@ class Here(Target):
     def machine(self) -> Machine:
         return this_machine()
 
-    def measure(self, job: Job, on_progress: OnProgress) -> ModelProfile:
+    def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
         if job.name.startswith("bad"):
             raise EguotError("out of luck")
         return measure(job, on_progress)
@@ -39,9 +39,10 @@ def here(monkeypatch: pytest.MonkeyPatch, small_budgets: None) -> None:
 @pytest.mark.usefixtures("here")
 def test_a_report_names_data_by_name_and_hash(shipped: Path, pairs: Path) -> None:
     raw = shipped / "kodak_dc50_0012L.kdc"
-    report = profile([shipped / "tiny.w8a8.tflite", shipped / "tiny.fp32.tflite"], raw=raw, pairs=pairs)
-    assert [m.name for m in report.models] == ["tiny.w8a8.tflite", "tiny.fp32.tflite"]
-    assert [m.precision for m in report.models] == ["w8a8", "fp32"]
+    report = profile([shipped / "tiny.w8a8.tflite", shipped / "tiny.fp32.tflite"], asked=Asked(raw=raw, pairs=pairs))
+    (device,) = report.devices
+    assert [m.name for m in device.models] == ["tiny.w8a8.tflite", "tiny.fp32.tflite"]
+    assert [m.precision for m in device.models] == ["w8a8", "fp32"]
     assert report.raw.name == raw.name
     assert report.raw.sha256 == hashlib.sha256(raw.read_bytes()).hexdigest()
     assert report.pairs is not None
@@ -66,8 +67,9 @@ def test_one_model_that_fails_does_not_stop_the_others(tmp_path: Path, shipped: 
     for name in ("bad.tflite", "good.tflite"):
         shutil.copy(shipped / "tiny.w8a8.tflite", tmp_path / name)
     report = profile([tmp_path / "bad.tflite", tmp_path / "good.tflite"])
-    assert [m.name for m in report.models] == ["good.tflite"]
-    assert [(f.name, f.message) for f in report.failed] == [("bad.tflite", "out of luck")]
+    (device,) = report.devices
+    assert [m.name for m in device.models] == ["good.tflite"]
+    assert [(f.name, f.message) for f in device.failed] == [("bad.tflite", "out of luck")]
 
 
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
@@ -75,9 +77,9 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "isp.tflite").touch()
     paths = [tmp_path / "day" / "isp.tflite", tmp_path / "night" / "isp.tflite"]
-    assert [job.name for job in profiling._jobs(paths, None, None)] == ["day/isp.tflite", "night/isp.tflite"]
+    assert [job.name for job in profiling._jobs(paths, Asked())] == ["day/isp.tflite", "night/isp.tflite"]
     with pytest.raises(UsageError, match="named twice"):
-        profiling._jobs([paths[0], paths[0]], None, None)
+        profiling._jobs([paths[0], paths[0]], Asked())
 
 
 def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: Path) -> None:
@@ -87,15 +89,19 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: 
     with pytest.raises(UsageError, match="no such ISP file"):
         profile([tmp_path / "none.tflite"])
     with pytest.raises(UsageError, match="no such raw file"):
-        profile([model], raw=tmp_path / "none.dng")
+        profile([model], asked=Asked(raw=tmp_path / "none.dng"))
     with pytest.raises(UsageError, match="no such folder"):
-        profile([model], pairs=tmp_path / "none")
+        profile([model], asked=Asked(pairs=tmp_path / "none"))
+    with pytest.raises(UsageError, match="each once"):
+        profile([model], device=["local", "local"])
+    with pytest.raises(UsageError, match="threads"):
+        profile([model], asked=Asked(threads=(0,)))
 
 
 def test_a_busy_machine_and_a_saving_governor_are_said(
     monkeypatch: pytest.MonkeyPatch, report: profiling.Report
 ) -> None:
-    (model,), machine = report.models, report.machine
+    (model,), machine = report.devices[0].models, report.devices[0].machine
     busy, governor = profiling._notes(machine, [model])
     assert "0.5 of 2 cores" in busy
     assert model.name in busy
@@ -106,8 +112,11 @@ def test_a_busy_machine_and_a_saving_governor_are_said(
 
 @pytest.mark.slow
 def test_this_machine_for_real(shipped: Path, pairs: Path) -> None:
-    report = profile([shipped / "tiny.w8a8.tflite"], raw=shipped / "kodak_dc50_0012L.kdc", pairs=pairs)
-    assert not report.failed
-    (model,) = report.models
+    asked = Asked(raw=shipped / "kodak_dc50_0012L.kdc", pairs=pairs)
+    (device,) = profile([shipped / "tiny.w8a8.tflite"], asked=asked).devices
+    assert not device.failed
+    (model,) = device.models
+    assert model.peak_memory_mb is not None
+    assert model.frame is not None
     assert model.peak_memory_mb < 300
     assert model.frame.latency.runs >= 10

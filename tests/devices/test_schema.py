@@ -17,10 +17,10 @@ def test_a_report_comes_back_from_json_equal(report: Report) -> None:
     ("change", "message"),
     [
         ({"speed": 1}, "unknown key 'speed'"),
-        ({"device": 7}, "report.device: expected str, found 7"),
-        ({"models": {}}, "report.models: expected a list"),
-        ({"models": [{}]}, r"report.models\[0\]: key 'name' is missing"),
-        ({"machine": None}, "report.machine: expected a JSON object"),
+        ({"command": 7}, "report.command: expected str, found 7"),
+        ({"devices": {}}, "report.devices: expected a list"),
+        ({"devices": [{}]}, r"report.devices\[0\]: key 'device' is missing"),
+        ({"raw": None}, "report.raw: expected a JSON object"),
         ({"version": True}, "report.version: expected int"),
     ],
 )
@@ -30,7 +30,15 @@ def test_what_is_no_report_is_refused_by_key(report: Report, change: dict[str, A
 
 
 def test_whole_numbers_are_taken_where_json_wrote_a_float_without_a_point() -> None:
-    data = {"first_ms": 1, "p50_ms": None, "p50_low_ms": None, "p50_high_ms": None, "p90_ms": 2, "runs": 3}
+    data = {
+        "first_ms": 1,
+        "p50_ms": None,
+        "p50_low_ms": None,
+        "p50_high_ms": None,
+        "p90_ms": 2,
+        "p99_ms": None,
+        "runs": 3,
+    }
     latency = from_dict(Latency, data)
     assert (latency.first_ms, latency.p90_ms) == (1.0, 2.0)
     assert isinstance(latency.first_ms, float)

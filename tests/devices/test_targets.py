@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+from samples import job
 
 from eguot_devices.machine import this_machine
-from eguot_devices.measure import Job
-from eguot_devices.targets import TARGETS, open_target
+from eguot_devices.targets import open_target
 from eguot_devices.targets.conversation import ask
 from eguot_sdk.errors import EguotError, UsageError
 
@@ -26,7 +26,7 @@ def test_progress_comes_before_the_result_and_the_request_arrives_whole() -> Non
     seen: list[str] = []
     code = "say(progress='a'); say(progress='b'); say(result=request)"
     result = ask(python(code), {"op": "echo", "text": "ä" * 1000}, seen.append)
-    assert result == {"protocol": 1, "op": "echo", "text": "ä" * 1000}
+    assert result == {"protocol": 2, "op": "echo", "text": "ä" * 1000}
     assert seen == ["a", "b"]
 
 
@@ -72,7 +72,7 @@ def test_local_tells_why_a_model_failed(tmp_path: Path) -> None:
     path = tmp_path / "empty.tflite"
     path.touch()
     with pytest.raises(EguotError, match=r"empty\.tflite"):
-        open_target("local").measure(Job(name="empty", model=str(path), raw=None, pairs=None), lambda words: None)
+        open_target("local").measure(job(path, tmp_path), lambda words: None)
 
 
 def test_a_module_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,24 @@ def test_a_module_in_the_current_folder_is_not_imported(tmp_path: Path, monkeypa
     assert open_target("local").machine().cores >= 1
 
 
-@pytest.mark.parametrize("device", ["gpu", "", "ssh://board", "local:7"])
+@pytest.mark.parametrize("device", ["gpu", "", "local:7"])
 def test_other_kinds_are_refused_with_those_there_are(device: str) -> None:
     with pytest.raises(UsageError, match="local") as caught:
         open_target(device)
     assert caught.value.exit_code == 2
-    assert all(kind in str(caught.value) for kind in TARGETS)
+    assert "local" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "device", ["ssh://-oProxyCommand=x", "ssh://a b", "ssh://", "ssh:board", "ssh://u@-h", "adb:-x"]
+)
+def test_names_that_could_be_options_or_are_none_are_refused(device: str) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        open_target(device)
+
+
+def test_a_worker_is_ended_when_its_time_is_up() -> None:
+    start = time.monotonic()
+    with pytest.raises(EguotError, match="--max-seconds"):
+        ask(python("say(progress='on'); import time; time.sleep(600)"), {}, lambda words: None, end=start + 1.5)
+    assert time.monotonic() - start < 60

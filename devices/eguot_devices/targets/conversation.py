@@ -12,7 +12,8 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import IO, Any
 
 from eguot_sdk.errors import EguotError
@@ -26,37 +27,57 @@ MAX_LINE = 1 << 20
 
 
 def ask(
-    command: Sequence[str], request: dict[str, Any], on_progress: OnProgress, *, silence_s: float = SILENCE_S
+    command: Sequence[str],
+    request: dict[str, Any],
+    on_progress: OnProgress,
+    *,
+    silence_s: float = SILENCE_S,
+    end: float | None = None,
 ) -> dict[str, Any]:
-    """Start a worker, put one request to it, return its result. Raises EguotError: its own, or how it died."""
+    """Start a worker, put one request to it, return its result. Raises EguotError: its own, or how it died.
+
+    `end`: monotonic time at which the worker is ended.
+    """
     with tempfile.TemporaryFile() as messages:
         worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=messages, text=True)
+        assert worker.stdin is not None
+        assert worker.stdout is not None
         try:
-            assert worker.stdin is not None
-            assert worker.stdout is not None
-            with contextlib.suppress(BrokenPipeError), worker.stdin:
+            with contextlib.suppress(BrokenPipeError):
                 worker.stdin.write(json.dumps({"protocol": PROTOCOL, **request}) + "\n")
-            return _listen(worker, worker.stdout, messages, on_progress, silence_s)
+                worker.stdin.flush()
+            lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+            threading.Thread(target=_forward, args=(worker.stdout, lines), daemon=True).start()
+            return listen(lines.get, lambda: how_it_died(worker.wait(), _tail(messages)), on_progress, silence_s, end)
         finally:
             if worker.poll() is None:
                 worker.kill()
             worker.wait()
-            if worker.stdout is not None:
-                worker.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                worker.stdin.close()
+            worker.stdout.close()
 
 
-def _listen(
-    worker: subprocess.Popen[str], answers: IO[str], messages: IO[bytes], on_progress: OnProgress, silence_s: float
+def listen(
+    next_line: Callable[..., str],
+    why_it_ended: Callable[[], str],
+    on_progress: OnProgress,
+    silence_s: float,
+    end: float | None,
 ) -> dict[str, Any]:
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_forward, args=(answers, lines), daemon=True).start()
+    """Follow a worker's answers until its result. `next_line(timeout=s)`: a line, "" at the end, or queue.Empty."""
     while True:
+        left = silence_s if end is None else min(silence_s, end - time.monotonic())
         try:
-            line = lines.get(timeout=silence_s)
+            if left <= 0:
+                raise queue.Empty
+            line = next_line(timeout=left)
         except queue.Empty:
+            if end is not None and time.monotonic() >= end:
+                raise EguotError("not finished within --max-seconds, and ended") from None
             raise EguotError(f"the measuring process said nothing for {silence_s:g} s and was ended") from None
         if not line:
-            raise EguotError(_how_it_died(worker.wait(), messages))
+            raise EguotError(why_it_ended())
         try:
             answer = json.loads(line)
         except ValueError:
@@ -79,9 +100,14 @@ def _forward(answers: IO[str], lines: queue.SimpleQueue[str]) -> None:
     lines.put("")
 
 
-def _how_it_died(code: int, messages: IO[bytes]) -> str:
+def _tail(messages: IO[bytes]) -> str:
     messages.seek(0)
-    said = [line for line in messages.read(MAX_LINE).decode("utf-8", "replace").splitlines() if line.strip()]
+    return messages.read(MAX_LINE).decode("utf-8", "replace")
+
+
+def how_it_died(code: int, messages: str) -> str:
+    """In one line, with the last of what it said on stderr."""
+    said = [line for line in messages.splitlines() if line.strip()]
     last = f": {said[-1].strip()[:200]}" if said else ""
     if code < 0:
         return f"the measuring process was ended by {_signal_name(-code)}{last}"

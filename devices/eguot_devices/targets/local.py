@@ -26,6 +26,6 @@ class LocalTarget(Target):
     def machine(self) -> Machine:
         return from_dict(Machine, ask(WORKER, {"op": "machine"}, lambda words: None), "machine")
 
-    def measure(self, job: Job, on_progress: OnProgress) -> ModelProfile:
-        answer = ask(WORKER, {"op": "measure", "job": to_dict(job)}, on_progress)
+    def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
+        answer = ask(WORKER, {"op": "measure", "job": to_dict(job)}, on_progress, end=end)
         return from_dict(ModelProfile, answer, job.name)
