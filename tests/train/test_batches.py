@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from eguot_sdk.errors import UsageError
+from eguot_sdk.pairs import list_pairs
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import Batch, Batches, load_sources, pictures
+from eguot_train.data.shards import Sample, write_shards
 from eguot_train.reference import Alignment
 
 FIELDS = ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
@@ -36,7 +38,7 @@ def test_a_batch_depends_on_seed_rank_and_step_alone(mode: str, folders: dict[st
     backward = [other.at(step) for step in reversed(range(4))][::-1]
     assert all(equal(a, b) for a, b in zip(forward, backward, strict=True))
     assert not equal(forward[0], forward[1])
-    assert not equal(forward[0], Batches(config, sources, Alignment(), rank=1).at(0))
+    assert not equal(forward[0], Batches(config, sources, Alignment(), rank=1, world=2).at(0))
     reseeded = TrainConfig(mode=mode, batch=2, crop=32, seed=1, **folders)  # type: ignore[arg-type]
     assert not equal(forward[0], Batches(reseeded, sources, Alignment()).at(0))
 
@@ -116,3 +118,75 @@ def test_damaged_files_are_skipped_and_told(folders: dict[str, str], tmp_path: P
     assert sources.skipped[1].startswith("bad.jpg ")
     assert len(sources.frames) == len(list(raw.iterdir())) - 1
     assert len(sources.photos) == len(sources.photo_names) == len(list(srgb.iterdir())) - 1
+
+
+@pytest.mark.parametrize("mode", ["unpaired", "mixed"])
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_share_out_the_batch_of_one_process(mode: str, world: int, folders: dict[str, str]) -> None:
+    config = TrainConfig(mode=mode, batch=4, crop=32, **folders)  # type: ignore[arg-type]
+    sources = load_sources(config)
+    whole = Batches(config, sources, Alignment()).at(7)
+    parts = [Batches(config, sources, Alignment(), rank=r, world=world).at(7) for r in range(world)]
+    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in FIELDS if getattr(whole, name) is not None}
+    assert equal(Batch(target_index=sum((p.target_index for p in parts), ()), **joined), whole)
+    with pytest.raises(UsageError, match="a batch of 4 cannot be shared by 3"):
+        Batches(config, sources, Alignment(), world=3)
+
+
+def test_micro_batches_are_the_batch(folders: dict[str, str]) -> None:
+    config = TrainConfig(mode="mixed", batch=4, crop=32, **folders)  # type: ignore[arg-type]
+    batch = Batches(config, load_sources(config), Alignment()).at(0)
+    parts = batch.split(2)
+    assert [len(p) for p in parts] == [2, 2]
+    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in FIELDS}
+    assert equal(Batch(target_index=parts[0].target_index + parts[1].target_index, **joined), batch)
+
+
+def shards_of(folders: dict[str, str], out: Path) -> dict[str, str]:
+    """The same pictures as shards of one sample each: raws, photos and pairs."""
+    pairs = list_pairs(folders["pairs"])
+    photos = sorted(Path(folders["srgb"]).iterdir())
+    write_shards(out / "raw", [Sample(p.name, p.frame()) for p in pairs], shard_bytes=1)
+    write_shards(out / "srgb", [Sample(p.stem, picture=p.read_bytes()) for p in photos], shard_bytes=1)
+    write_shards(out / "pairs", [Sample(p.name, p.frame(), p.truth()) for p in pairs], shard_bytes=1)
+    return {role: str(out / role) for role in ("raw", "srgb", "pairs")}
+
+
+@pytest.mark.parametrize("mode", ["unpaired", "paired", "mixed"])
+def test_batches_from_shards_depend_on_the_step_alone(mode: str, folders: dict[str, str], tmp_path: Path) -> None:
+    sets = shards_of(folders, tmp_path)
+    config = TrainConfig(mode=mode, batch=2, crop=24, transport=0.0, window=2, reuse=1, **sets)  # type: ignore[arg-type]
+    sources = load_sources(config)
+    one, other = (Batches(config, sources, Alignment()) for _ in range(2))
+    forward = [one.at(step) for step in range(6)]
+    assert equal(other.at(4), forward[4]), "a resumed run goes on where it was"
+    assert equal(other.at(1), forward[1])
+    assert not equal(forward[0], forward[1])
+    assert [step for step, _ in other.stream(2, 5)] == [2, 3, 4]
+    assert all(i == -1 for i in forward[0].target_index)
+    ranks = [Batches(config, sources, Alignment(), rank=r, world=2).at(0) for r in range(2)]
+    assert not equal(*ranks)
+
+
+def test_a_window_sees_the_whole_set_and_its_damage(folders: dict[str, str], tmp_path: Path) -> None:
+    """Every crop of the shards lies in one of the pairs; a damaged sample is told and left out."""
+    sets = shards_of(folders, tmp_path)
+    broken = sorted((tmp_path / "pairs").iterdir())[1]
+    data = bytearray(broken.read_bytes())
+    data[600:1200] = bytes(600)
+    broken.write_bytes(data)
+    config = TrainConfig(mode="paired", batch=2, crop=24, transport=0.0, window=2, reuse=1, pairs=sets["pairs"])
+    batches = Batches(config, load_sources(config), Alignment())
+    truths = [pair.truth() for pair in list_pairs(folders["pairs"])]
+    seen = set()
+    for step in range(8):
+        truth = batches.at(step).pair_truth
+        assert truth is not None
+        for crop in (truth * 255).round().permute(0, 2, 3, 1).numpy().astype(np.uint8):
+            colours = {tuple(c) for c in crop.reshape(-1, 3)}
+            holders = [i for i, t in enumerate(truths) if colours <= {tuple(c) for c in t.reshape(-1, 3)}]
+            assert holders
+            seen.update(holders)
+    assert seen == {0, 2}
+    (line,) = batches.skipped()
+    assert line.startswith(f"{broken.name}/scene1: ")

@@ -46,10 +46,22 @@ class TrainConfig:
     steps: int = 3000
     seed: int = 0
     batch: int = 8
-    """Crops per step of each kind (unpaired raws, target photos, pseudo-pairs, pairs)."""
+    """Crops per step of each kind (unpaired raws, target photos, pseudo-pairs, pairs), over all processes together."""
     crop: int = 64
     """Side of a crop in packed pixels."""
     device: Literal["cpu", "cuda"] = "cpu"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the networks' forward and backward passes; transforms, divergences, penalties and weights stay fp32."""
+    accumulate: int = 1
+    """Micro-batches a step, where a batch does not fit in memory: same result, one more forward pass of the network."""
+    compile: bool = False
+    """Compile the network and the potential with torch.compile: minutes at the start, faster steps on a GPU."""
+    loaders: int = 1
+    """Threads that make batches ahead."""
+    window: int = 64
+    """Samples of a shard set in memory at once, each kind and process; crops are drawn from them."""
+    reuse: int = 8
+    """Crops taken of each sample of a shard set before the window moves past it, on average."""
     lr: float = 1e-3
     """Adam learning rate of the network; cosine to 2% of it."""
     lr_potential: float = 1e-4
@@ -113,9 +125,15 @@ class TrainConfig:
             "potential_width",
             "potential_reduce",
             "experts_width",
+            "accumulate",
+            "loaders",
+            "window",
+            "reuse",
         ):
             if getattr(self, key) < 1:
                 raise UsageError(f"{key} must be at least 1, not {getattr(self, key)}")
+        if self.batch % self.accumulate:
+            raise UsageError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
         if self.crop % 2 or self.crop < 24:
             raise UsageError(f"crop must be an even number of at least 24 packed pixels, not {self.crop}")
         for key in ("alpha_fraction", "warmup", "ema"):

@@ -1,15 +1,18 @@
 """What a training run draws from: its folders, loaded and hashed, and the batch of every step.
 
-A batch depends only on the seed, the rank and the step, so a resumed run sees what the unbroken one would have.
+Every item of a batch has a generator of its own, seeded by the run's seed, the step and the item's place in the batch
+of all ranks: a resumed run sees what the unbroken one would have, and ranks share out what one process would draw.
+Of shards each rank sees its own samples, through a window that depends on the step alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +26,13 @@ from ..config import TrainConfig
 from ..reference import Alignment
 from .crops import PHOTO_SUFFIXES, RAW_SUFFIXES, PhotoCrops, Picture, RawCrops, find_files, load_photos, load_raws
 from .pseudo import PseudoRaws
+from .shards import Role, ShardSample, ShardStream, Window, is_shards, shard_files
 
+T = TypeVar("T")
+C = TypeVar("C", RawCrops, PhotoCrops)
 PREFETCH = 2
+CALIBRATION = 0x7FFFFFFF
+"""A step that no run reaches: its batch calibrates the cost. Of shards it sees the first window."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +55,34 @@ class Batch:
     pair_raw: Tensor | None = None
     pair_truth: Tensor | None = None
 
+    def __len__(self) -> int:
+        return next(len(x) for x in (self.raw_t, self.pair_raw) if x is not None)
+
+    def split(self, parts: int) -> list[Batch]:
+        """Micro-batches of equal size."""
+        if parts == 1:
+            return [self]
+        size = len(self) // parts
+        names = ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
+        return [
+            Batch(
+                target_index=self.target_index[i : i + size],
+                **{n: x[i : i + size] for n in names if (x := getattr(self, n)) is not None},
+            )
+            for i in range(0, size * parts, size)
+        ]
+
 
 @dataclass(slots=True)
 class Sources:
-    """Loaded folders of a run."""
+    """Loaded folders of a run. Of shards: rank 0's first window, from which fits, noise and sample sheets are made."""
 
     frames: list[RawFrame] = field(default_factory=list)
     photos: list[Picture] = field(default_factory=list)
     photo_names: list[str] = field(default_factory=list)
-    pairs: list[Pair] = field(default_factory=list)
+    pairs: list[Pair | ShardSample] = field(default_factory=list)
+    shards: dict[Role, list[Path]] = field(default_factory=dict)
+    """Role -> tar files, for the roles that come in shards."""
     skipped: list[str] = field(default_factory=list)
     hashes: dict[str, str] = field(default_factory=dict)
     """Folder role -> sha256 over the names and bytes of its files."""
@@ -77,68 +104,183 @@ def load_sources(config: TrainConfig) -> Sources:
     if config.unpaired:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
-        raw_folder, photo_folder = Path(config.raw), Path(config.srgb)
-        sources.frames, skipped = load_raws(raw_folder)
-        sources.photos, sources.photo_names, skipped_photos = load_photos(photo_folder)
-        sources.skipped = skipped + skipped_photos
-        sources.hashes["raw"] = folder_hash(find_files(raw_folder, RAW_SUFFIXES), raw_folder)
-        sources.hashes["srgb"] = folder_hash(find_files(photo_folder, PHOTO_SUFFIXES), photo_folder)
+        if is_shards(config.raw):
+            sources.frames = _first_window(config, sources, "raw", ShardSample.frame)
+        else:
+            sources.frames, skipped = load_raws(Path(config.raw))
+            sources.skipped += skipped
+            sources.hashes["raw"] = folder_hash(find_files(Path(config.raw), RAW_SUFFIXES), Path(config.raw))
+        if is_shards(config.srgb):
+            sources.photos = _first_window(config, sources, "srgb", ShardSample.photo)
+            sources.photo_names = [""] * len(sources.photos)
+        else:
+            sources.photos, sources.photo_names, skipped = load_photos(Path(config.srgb))
+            sources.skipped += skipped
+            sources.hashes["srgb"] = folder_hash(find_files(Path(config.srgb), PHOTO_SUFFIXES), Path(config.srgb))
     if config.paired:
         if config.pairs is None:
             raise UsageError(f"{config.mode} training needs --pairs DIR")
-        folder = Path(config.pairs)
-        sources.pairs = list_pairs(folder)
-        sources.hashes["pairs"] = folder_hash(sorted(p for p in folder.iterdir() if p.is_file()), folder)
+        if is_shards(config.pairs):
+            sources.pairs += _first_window(config, sources, "pairs", _checked_pair)
+        else:
+            folder = Path(config.pairs)
+            sources.pairs += list_pairs(folder)
+            sources.hashes["pairs"] = folder_hash(sorted(p for p in folder.iterdir() if p.is_file()), folder)
     return sources
 
 
+def _first_window(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
+    """Note a role's shards and read what their order begins with."""
+    files = shard_files(str(getattr(config, role)))
+    sources.shards[role] = files
+    sizes = ((path.name, path.stat().st_size) for path in files)  # contents may be too large to read for a name
+    sources.hashes[role] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()
+    stream = ShardStream(files, role, seed=config.seed)
+    found = Window(stream, config.window, read).at(0)
+    sources.skipped += stream.skipped
+    return found
+
+
+def _checked_pair(sample: ShardSample) -> ShardSample:
+    """A pair of a shard that can be read, without what it decodes to."""
+    _read_pair(sample)
+    return sample
+
+
+def _read_pair(sample: ShardSample) -> tuple[RawFrame, Picture]:
+    frame, truth = sample.frame(), sample.truth()
+    if truth.shape[:2] != (frame.height, frame.width):
+        raise UsageError(f"its picture is {truth.shape[1]}x{truth.shape[0]}, its raw {frame.width}x{frame.height}")
+    return frame, truth
+
+
 class Batches:
-    """Draws batches from sources; `at(step)` is a pure function of the seed, the rank and the step."""
+    """Draws batches from sources; `at(step)` gives rank `rank` its part of the batch of `world` ranks."""
 
     def __init__(
-        self, config: TrainConfig, sources: Sources, alignment: Alignment, *, rank: int = 0, experts: bool = False
+        self,
+        config: TrainConfig,
+        sources: Sources,
+        alignment: Alignment,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        experts: bool = False,
     ) -> None:
+        if config.batch % (world * config.accumulate):
+            why = f" of {config.accumulate} micro-batches" if config.accumulate > 1 else ""
+            raise UsageError(f"a batch of {config.batch} cannot be shared by {world} processes{why}: --set batch")
         self._config = config
-        self._rank = rank
-        self._raws = self._photos = self._pseudo = self._pairs = None
+        share = config.batch // world
+        self._items = range(rank * share, (rank + 1) * share)
+        self._raws: _Drawn[RawCrops] | None = None
+        self._photos: _Drawn[PhotoCrops] | None = None
+        self._pairs: _Drawn[RawCrops] | None = None
+        self._pseudo = None
+        colour, crop = config.color_input, config.crop
+
+        def stream(role: Role) -> ShardStream:
+            return ShardStream(sources.shards[role], role, seed=config.seed, rank=rank, world=world)
+
         if config.unpaired:
-            self._raws = RawCrops(sources.frames, config.color_input, config.crop)
-            self._photos = PhotoCrops(sources.photos, config.crop)
+            if "raw" in sources.shards:
+                window = Window(stream("raw"), config.window, lambda s: RawCrops([s.frame()], colour, crop))
+                self._raws = _Drawn(window, share / config.reuse)
+            else:
+                self._raws = _Drawn([RawCrops(sources.frames, colour, crop)])
+            if "srgb" in sources.shards:
+                photos = Window(stream("srgb"), config.window, lambda s: PhotoCrops([s.photo()], crop))
+                self._photos = _Drawn(photos, share / config.reuse)
+            else:
+                self._photos = _Drawn([PhotoCrops(sources.photos, crop)])
             if config.pseudo > 0 or experts:  # experts see a target beside the reference rendering of its raw
-                self._pseudo = PseudoRaws(sources.frames, alignment, config.color_input)
-        if config.paired:
+                self._pseudo = PseudoRaws(sources.frames, alignment, colour)
+        if config.paired and "pairs" in sources.shards:
+
+            def both(sample: ShardSample) -> RawCrops:
+                frame, truth = _read_pair(sample)
+                return RawCrops([frame], colour, crop, [truth])
+
+            self._pairs = _Drawn(Window(stream("pairs"), config.window, both), share / config.reuse)
+        elif config.paired:
             frames = [pair.frame() for pair in sources.pairs]
             truths = [pair.truth() for pair in sources.pairs]
-            self._pairs = RawCrops(frames, config.color_input, config.crop, truths)
+            self._pairs = _Drawn([RawCrops(frames, colour, crop, truths)])
 
     def at(self, step: int) -> Batch:
-        """The batch of one step."""
-        rng = np.random.default_rng([self._config.seed, self._rank, step])
-        size = self._config.batch
-        raw_v = raw_t = target = pseudo = pair_raw = pair_truth = None
-        indices: tuple[int, ...] = ()
-        if self._raws is not None and self._photos is not None:
-            raw_v = _planes([self._raws.sample(rng)[0] for _ in range(size)])
-            raw_t = _planes([self._raws.sample(rng)[0] for _ in range(size)])
-            crops = [self._photos.sample(rng) for _ in range(size)]
-            target, indices = pictures([c for c, _ in crops]), tuple(i for _, i in crops)
-            if self._pseudo is not None:
-                pseudo = _planes([self._pseudo.make(crop, rng) for crop, _ in crops])
-        if self._pairs is not None:
-            drawn = [self._pairs.sample(rng) for _ in range(size)]
-            pair_raw = _planes([planes for planes, _ in drawn])
-            pair_truth = pictures([truth for _, truth in drawn if truth is not None])
-        return Batch(raw_v, raw_t, target, indices, pseudo, pair_raw, pair_truth)
+        """This rank's part of the batch of one step."""
+        raws_v, raws_t, pseudos, pair_raws = ([] for _ in range(4))
+        targets: list[Picture] = []
+        pair_truths: list[Picture] = []
+        indices: list[int] = []
+        for drawn in (self._raws, self._photos, self._pairs):
+            if drawn is not None:
+                drawn.move_to(0 if step == CALIBRATION else step)
+        for item in self._items:
+            rng = np.random.default_rng([self._config.seed, step, item])
+            if self._raws is not None and self._photos is not None:
+                raws_v.append(self._raws.pick(rng).sample(rng)[0])
+                raws_t.append(self._raws.pick(rng).sample(rng)[0])
+                crop, index = self._photos.pick(rng).sample(rng)
+                targets.append(crop)
+                indices.append(index if self._photos.fixed else -1)
+                if self._pseudo is not None:
+                    pseudos.append(self._pseudo.make(crop, rng))
+            if self._pairs is not None:
+                planes, truth = self._pairs.pick(rng).sample(rng)
+                assert truth is not None
+                pair_raws.append(planes)
+                pair_truths.append(truth)
+        raw_v, raw_t, pseudo, pair_raw = (
+            _planes(crops) if crops else None for crops in (raws_v, raws_t, pseudos, pair_raws)
+        )
+        target, pair_truth = (pictures(crops) if crops else None for crops in (targets, pair_truths))
+        return Batch(raw_v, raw_t, target, tuple(indices), pseudo, pair_raw, pair_truth)
+
+    def skipped(self) -> list[str]:
+        """What of the shards was left out so far, a line each."""
+        return [
+            line for drawn in (self._raws, self._photos, self._pairs) if drawn is not None for line in drawn.skipped()
+        ]
 
     def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-        """Batches of steps start..stop-1, made ahead of time in one background thread."""
-        with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(self.at, step) for step in range(start, min(start + PREFETCH, stop))]
+        """Batches of steps start..stop-1, made ahead of time in background threads (one, where windows move)."""
+        windows = any(d is not None and not d.fixed for d in (self._raws, self._photos, self._pairs))
+        threads = 1 if windows else self._config.loaders
+        ahead = PREFETCH * threads
+        with ThreadPoolExecutor(threads) as pool:
+            waiting = [pool.submit(self.at, step) for step in range(start, min(start + ahead, stop))]
             for step in range(start, stop):
                 batch = waiting.pop(0).result()
-                if step + PREFETCH < stop:
-                    waiting.append(pool.submit(self.at, step + PREFETCH))
+                if step + ahead < stop:
+                    waiting.append(pool.submit(self.at, step + ahead))
                 yield step, batch
+
+
+class _Drawn(Generic[C]):
+    """Crops to draw from: of a folder, or of the window of a shard set, which moves `pace` samples a step."""
+
+    def __init__(self, source: list[C] | Window[C], pace: float = 0.0) -> None:
+        self.source: list[C] | Window[C] = source
+        self._pace = pace
+        self.fixed = isinstance(source, list)
+        self._held: list[C] = source if isinstance(source, list) else []
+
+    def move_to(self, step: int) -> None:
+        """Hold what is drawn from at a step."""
+        if isinstance(self.source, Window):
+            self._held = self.source.at(int(step * self._pace))
+
+    def skipped(self) -> list[str]:
+        """What was left out so far, a line each."""
+        return self.source.stream.skipped if isinstance(self.source, Window) else []
+
+    def pick(self, rng: np.random.Generator) -> C:
+        """One sample's crops, larger ones more often, as among the pictures of a folder."""
+        if len(self._held) == 1:
+            return self._held[0]
+        shares = np.array([crops.share for crops in self._held])
+        return self._held[int(rng.choice(len(shares), p=shares / shares.sum()))]
 
 
 def _planes(crops: list[np.ndarray]) -> Tensor:

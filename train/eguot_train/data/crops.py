@@ -115,6 +115,8 @@ class RawCrops:
         spec = float_spec(color_input)
         self._ingests = [Ingest(frame, spec).trimmed() for frame in self.frames]
         self._areas = np.array([f.height * f.width for f in self.frames], np.float64) ** 0.5
+        self.share = float(self._areas.sum())
+        """How often to draw from here rather than from other crops."""
 
     def sample(self, rng: np.random.Generator) -> tuple[Planes, Picture | None]:
         """One random crop: planes float32 [c, c, 4] and, with truths, the picture uint8 [2c, 2c, 3]."""
@@ -145,6 +147,7 @@ class PhotoCrops:
         self.photos = [photos[i] for i in large]
         self.kept = large
         self._areas = np.array([p.shape[0] * p.shape[1] for p in self.photos], np.float64) ** 0.5
+        self.share = float(self._areas.sum())
 
     def sample(self, rng: np.random.Generator) -> tuple[Picture, int]:
         """One random crop and the index of its photo."""

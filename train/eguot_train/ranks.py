@@ -1,0 +1,102 @@
+"""The processes of one run: torch.distributed under torchrun, one process and no communication otherwise.
+
+Every rank runs the same loop on its share of the batch. Gradients are averaged after the backward pass, in one message
+per network, instead of by DistributedDataParallel: networks here are small (27 thousand to some million weights), the
+penalties need a second backward pass, and micro-batches add up before anything is sent. Whatever else depends on the
+whole batch (norms, mean weights, running statistics) goes through `mean` and `total`, so that all ranks take the same
+step, which is the step of one process that holds the whole batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+T = TypeVar("T")
+TIMEOUT = timedelta(hours=1)
+"""How long the others wait for rank 0 while it validates and writes."""
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """Join the processes that torchrun started, gloo on CPUs and NCCL on GPUs; gives the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()
+
+
+def world() -> int:
+    """How many processes share the run."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; rank 0 writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started this process again after one of the run died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def wait() -> None:
+    """Go on when all have come this far."""
+    if world() > 1:
+        dist.barrier()
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over the ranks, on every rank; carries no gradient."""
+    if world() == 1:
+        return values
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean over the ranks, on every rank; carries no gradient."""
+    return values if world() == 1 else total(values) / world()
+
+
+def mean_of(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Each value's mean over the ranks, which must hold the same keys."""
+    if world() == 1:
+        return dict(values)
+    return dict(zip(values, mean(torch.tensor(list(values.values()), device=device)).tolist(), strict=True))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace gradients by their mean over the ranks."""
+    if world() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = mean(torch.cat([g.reshape(-1) for g in gradients]))
+    for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(piece.view(gradient.shape))
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What rank 0 makes, on every rank."""
+    if world() == 1:
+        return make()
+    box = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    made: T = box[0]  # type: ignore[assignment]
+    return made
