@@ -20,7 +20,7 @@ CHANGED: dict[str, Any] = {
     "alpha_start": 3.0, "alpha_fraction": 0.3, "cost_strength": 9.0, "cost_weights": (0.1, 0.2, 0.3, 0.4),
     "potential_width": 8, "potential_reduce": 1, "r1": 0.0, "r1_every": 2, "warmup": 0.5, "experts": ("frequency",),
     "omega": (0.3, 0.2, 0.1), "experts_width": 8, "lr_experts": 0.01, "checkpoint_every": 1, "val_every": 2,
-    "sheet_every": 3,
+    "sheet_every": 3, "precision": "bf16", "accumulate": 3, "compile": True, "loaders": 2, "window": 5, "reuse": 2,
 }  # fmt: skip
 
 
