@@ -136,9 +136,13 @@ def describe(path: str | Path) -> dict[str, Any]:
     all weights; `input` and `output`: lists of {name, shape, dtype, scale, zero_point}; `spec`: as a dict, or None.
     """
     path = Path(path)
-    data = read_model(path)
-    spec = find_spec(data, path.name)
-    with _naming(path.name):
+    return describe_bytes(read_model(path), path.name)
+
+
+def describe_bytes(data: bytes, source: str) -> dict[str, Any]:
+    """`describe` of the bytes of a .tflite; `source`: name for messages."""
+    spec = find_spec(data, source)
+    with _naming(source):
         model = _Model(data)
         graph = model.main_graph()
         tensors = graph.tables(0)
@@ -153,7 +157,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         codes = model.op_codes()
         ops = Counter(_op_name(_item(codes, op.number(0, "<I"))) for op in graph.tables(3))
         return {
-            "file": path.name,
+            "file": source,
             "format": "tflite",
             "bytes": len(data),
             "ops": dict(ops.most_common()),

@@ -80,7 +80,9 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        # NumPy writes by itself and says only how much it got rid of.
+        reason = error.strerror or "not all of it: the disk may be full"
+        raise OutputError(f"{path}: cannot be written ({reason})") from error
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

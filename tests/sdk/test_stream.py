@@ -1,0 +1,165 @@
+"""Live cameras, many threads and asyncio: `ISP.stream`, mosaics without a file, and memory that stays where it is."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from eguot_sdk import ISP, RawFrame
+from eguot_sdk.errors import CorruptRaw, RawError, UsageError
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+MakeDng = Callable[..., bytes]
+
+
+def make_frames(count: int, height: int = 90, width: int = 120) -> tuple[RawFrame, list[NDArray[np.uint16]]]:
+    rng = np.random.default_rng(0)
+    mosaics = [rng.integers(64, 1023, (height, width)).astype(np.uint16) for _ in range(count)]
+    camera = RawFrame.from_array(mosaics[0], cfa="GBRG", black=64, white=1023, white_balance=(2, 1, 1.5), orientation=6)
+    return camera, mosaics
+
+
+def test_a_mosaic_is_developed_like_a_frame_of_its_camera() -> None:
+    camera, mosaics = make_frames(3)
+    with ISP.fake() as isp:
+        for mosaic in mosaics:
+            frame = RawFrame.from_array(
+                mosaic, cfa="GBRG", black=64, white=1023, white_balance=(2, 1, 1.5), orientation=6
+            )
+            np.testing.assert_array_equal(isp.process(mosaic, like=camera), isp.process(frame))
+
+
+def test_a_mosaic_of_a_camera_is_not_copied() -> None:
+    camera, mosaics = make_frames(1)
+    padded = np.zeros((90, 128), np.uint16)  # rows of a video buffer are longer than the picture
+    padded[:, :120] = mosaics[0]
+    frame = camera.with_mosaic(padded[:, :120])
+    assert np.shares_memory(frame.mosaic, padded)
+    assert not frame.mosaic.flags.writeable
+    assert padded.flags.writeable
+    np.testing.assert_array_equal(frame.mosaic, mosaics[0])
+    # What cannot be used as it lies is copied, and what is no mosaic is refused.
+    assert not np.shares_memory(camera.with_mosaic(padded[::-1, ::2]).mosaic, padded)
+    np.testing.assert_array_equal(camera.with_mosaic(mosaics[0].astype(np.int64)).mosaic, mosaics[0])
+    with pytest.raises(RawError, match="two axes"):
+        camera.with_mosaic(np.zeros((4, 4, 3), np.uint16))
+    with pytest.raises(RawError, match="integers"):
+        camera.with_mosaic(np.zeros((8, 8)))
+
+
+def test_like_and_mosaics_belong_together() -> None:
+    camera, mosaics = make_frames(1)
+    isp = ISP.fake()
+    with pytest.raises(UsageError, match="needs `like`"):
+        isp.process(mosaics[0])
+    with pytest.raises(UsageError, match="`like` is for a mosaic"):
+        isp.process(camera, like=camera)
+
+
+def test_a_stream_gives_the_pictures_in_order(make_dng: MakeDng, counts: Any) -> None:
+    camera, mosaics = make_frames(7)
+    with ISP.fake(threads=2) as isp:
+        expected = [isp.process(mosaic, like=camera, exposure=0.5) for mosaic in mosaics]
+        found = list(isp.stream(iter(mosaics), like=camera, exposure=0.5))
+        assert len(found) == 7
+        for one, two in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one, two)
+        data = make_dng(counts)
+        files = list(isp.stream([data, io.BytesIO(data)]))
+        np.testing.assert_array_equal(files[0], isp.process(data))
+        np.testing.assert_array_equal(files[1], files[0])
+        assert list(isp.stream([])) == []
+
+
+def test_a_picture_does_not_wait_for_the_frame_after_the_next() -> None:
+    camera, mosaics = make_frames(3)
+    more = threading.Event()
+
+    def source() -> Iterator[NDArray[np.uint16]]:
+        yield mosaics[0]
+        more.wait(10)  # the camera's next frame comes later than the first picture is wanted
+        yield mosaics[1]
+
+    with ISP.fake() as isp:
+        stream = isp.stream(source(), like=camera)
+        first = next(stream)
+        assert not more.is_set()
+        np.testing.assert_array_equal(first, isp.process(mosaics[0], like=camera))
+        more.set()
+        assert len(list(stream)) == 1
+
+
+def test_an_error_ends_the_stream_after_the_pictures_before_it(make_dng: MakeDng, counts: Any) -> None:
+    good = make_dng(counts)
+    stream = ISP.fake().stream([good, good[:900], good])
+    assert next(stream).shape == (32, 48, 3)
+    with pytest.raises(CorruptRaw):
+        next(stream)
+    assert list(stream) == []
+
+
+def test_leaving_a_stream_early_frees_the_isp() -> None:
+    camera, mosaics = make_frames(4)
+    isp = ISP.fake()
+    for picture in isp.stream(mosaics * 50, like=camera):
+        assert picture.shape == (120, 90, 3)
+        break
+    assert isp.process(mosaics[0], like=camera).shape == (120, 90, 3)
+    isp.close()
+    with pytest.raises(UsageError, match="closed"):
+        isp.process(camera)
+
+
+@pytest.mark.parametrize("model", [None, "tiny.w8a8.tflite"])
+def test_a_stream_does_not_grow(model: str | None) -> None:
+    if model is not None:
+        pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
+    camera, mosaics = make_frames(2, 180, 240)
+    isp = ISP.fake(threads=2) if model is None else ISP.load(DATA / model, threads=2, tile=64)
+    sizes = []
+    with isp:
+        tracemalloc.start()
+        try:
+            for number, picture in enumerate(isp.stream((mosaics[n % 2] for n in range(60)), like=camera)):
+                assert picture.any()
+                if number % 10 == 9:
+                    sizes.append(tracemalloc.get_traced_memory()[0])
+        finally:
+            tracemalloc.stop()
+    assert max(sizes[2:]) - min(sizes[2:]) < 3 * picture.nbytes  # one more or less is in flight
+    assert sizes[-1] <= sizes[2] + picture.nbytes
+
+
+def test_asyncio_runs_on_while_a_raw_is_developed(make_dng: MakeDng, counts: Any) -> None:
+    data = make_dng(counts)
+
+    async def develop() -> tuple[list[Any], int]:
+        ticks, done = 0, asyncio.Event()
+
+        async def tick() -> None:
+            nonlocal ticks
+            while not done.is_set():
+                ticks += 1
+                await asyncio.sleep(0)
+
+        with ISP.fake() as isp:
+            ticker = asyncio.create_task(tick())
+            pictures = await asyncio.gather(*(asyncio.to_thread(isp.process, data) for _ in range(4)))
+            done.set()
+            await ticker
+        return list(pictures), ticks
+
+    pictures, ticks = asyncio.run(develop())
+    assert ticks > 0
+    expected = ISP.fake().process(data)
+    for picture in pictures:
+        np.testing.assert_array_equal(picture, expected)
