@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.eguot-installed
 
-.PHONY: demo test test-slow board check format clean
+.PHONY: demo test test-slow test-arm64 fuzz board check format clean
 
 demo: $(STAMP)
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,16 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m slow
+
+# The SDK's tests on that board. Slow: it is emulated.
+test-arm64: $(STAMP)
+	$(BIN)/python tests/board/run_suite.py .board
+
+# Both fuzz targets, so many seconds each; what is found lands in tests/fuzz/findings, where `make test` tries it again.
+FUZZ_SECONDS ?= 30
+fuzz: $(STAMP)
+	$(BIN)/python tests/fuzz/run.py raw --seconds $(FUZZ_SECONDS)
+	$(BIN)/python tests/fuzz/run.py ispfile --seconds $(FUZZ_SECONDS)
 
 # An emulated arm64 board for the tests that want one; Debian's debootstrap, proot and qemu-user-static.
 board: $(STAMP)

@@ -14,12 +14,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import EguotError
     from .isp import ISP
-    from .raw import RawFrame, read_raw
+    from .raw import Overrides, RawFrame, read_raw
     from .spec import IspSpec
 
-__all__ = ["ISP", "EguotError", "IspSpec", "RawFrame", "read_raw"]
+__all__ = ["ISP", "EguotError", "IspSpec", "Overrides", "RawFrame", "read_raw"]
 
-_HOME = {"ISP": "isp", "EguotError": "errors", "IspSpec": "spec", "RawFrame": "raw", "read_raw": "raw"}
+_HOME = {
+    "ISP": "isp",
+    "EguotError": "errors",
+    "IspSpec": "spec",
+    "Overrides": "raw",
+    "RawFrame": "raw",
+    "read_raw": "raw",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,60 @@
+"""The SDK's own tests on the emulated arm64 board.
+
+    python tests/board/run_suite.py .board [ARGUMENTS OF PYTEST]
+
+Installs pytest, hypothesis and what the tests compare with beside the board's own wheels, shows it this checkout
+and runs `tests/sdk` there with few examples a property. Tests that need what the board does not have (a
+compiler's package, a second program in reach of a time limit) are named in LEFT_OUT with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from make_board import PLATFORMS, PYTHON, ROOT, BoardError, make_board
+
+TEST_WHEELS = ("pytest", "hypothesis", "scikit-image")
+LEFT_OUT: dict[str, str] = {}
+
+
+def main() -> int:
+    """Make the board where it is not there, and run; the exit code is pytest's."""
+    try:
+        board = make_board(Path(sys.argv[1]))
+    except (BoardError, IndexError) as error:
+        print(f"Error: {error or 'name the folder of the board'}", file=sys.stderr)
+        return 1
+    wheels, stamp = board.root / "opt/test-site", board.folder / "test-wheels"
+    if not stamp.is_file() or stamp.read_text() != json.dumps(TEST_WHEELS):
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
+        command += ["--upgrade", "--target", str(wheels), "--only-binary=:all:", "--python-version", PYTHON]
+        command += [word for platform in PLATFORMS for word in ("--platform", platform)]
+        subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *TEST_WHEELS], check=True)
+        stamp.write_text(json.dumps(TEST_WHEELS))
+    arguments = sys.argv[2:] or ["tests/sdk"]
+    left_out = [word for test in LEFT_OUT for word in ("--deselect", test)]
+    pytest = [
+        "python3",
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "board_profile",
+        "--hypothesis-profile=board",
+        *left_out,
+        *arguments,
+    ]
+    environment = ["env", "PYTHONPATH=/opt/site:/opt/test-site:/src/sdk:/src/tests/board", "OMP_NUM_THREADS=1"]
+    # The whole checkout, so that tests find what they show, but not its virtual environment.
+    return subprocess.run(
+        board.command([*environment, *pytest], binds={ROOT: "/src"}, folder="/src"), check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
