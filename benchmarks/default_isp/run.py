@@ -24,16 +24,9 @@ from eguot_sdk.raw import RawFrame
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import Sources
 from eguot_train.data.synth import dng_bytes
-from eguot_train.reference import Alignment, Reference
-from eguot_train.render import frame_planes, to_uint8
+from eguot_train.reference import Alignment
+from eguot_train.render import reference_render
 from eguot_train.trainer import align
-
-
-def reference(frame: RawFrame, alignment: Alignment) -> np.ndarray:
-    """R(x) of a frame, uint8 [H, W, 3]."""
-    planes, (y, x) = frame_planes(frame, "srgb", 2, 1)
-    rgb = Reference(alignment)(planes)[0, :, y : y + frame.height, x : x + frame.width]
-    return to_uint8(rgb)
 
 
 def libraw(frame: RawFrame) -> np.ndarray:
@@ -52,8 +45,8 @@ def main(folder: Path) -> None:
     alignment = align(TrainConfig(mode="unpaired"), sources)
     with ISP.load() as isp:
         rows = {
-            "R(x)": lambda frame: reference(frame, Alignment()),
-            "aligned R(x)": lambda frame: reference(frame, alignment),
+            "R(x)": reference_render(Alignment()),
+            "aligned R(x)": reference_render(alignment),
             "LibRaw, AHD": libraw,
             "default ISP": isp.process,
         }

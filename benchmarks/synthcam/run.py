@@ -12,9 +12,8 @@ has its result is not run again.
 from __future__ import annotations
 
 import json
-import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,20 +21,18 @@ from typing import Any
 import click
 import numpy as np
 
-from eguot_sdk.evaluation import evaluate
+from eguot_sdk.evaluation import Render, evaluate
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import Pair, list_pairs
-from eguot_sdk.raw import RawFrame
 from eguot_train.checkpoint import load_run
-from eguot_train.config import Mode, TrainConfig
+from eguot_train.config import Mode
 from eguot_train.data.batches import load_sources
-from eguot_train.data.synth import synth_folder
+from eguot_train.data.splits import synthetic_split
 from eguot_train.recipes import for_machine
-from eguot_train.reference import Alignment, Reference
-from eguot_train.render import frame_planes, render_frame, to_uint8
+from eguot_train.reference import Alignment
+from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import align, train
 
-Render = Callable[[RawFrame], np.ndarray]
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
 
 
@@ -59,41 +56,6 @@ ROWS: dict[str, Row] = {
     "supervised": Row("supervised", (), "supervised"),
 }
 DEFAULT_ROWS = ("pseudo", "unpaired", "supervised")
-
-
-def make_data(photos: Path, out: Path, protocol: str, split: int) -> None:
-    """OUT/train/{raw,pairs}, OUT/srgb and OUT/test/pairs for one protocol and split."""
-    names = json.loads((photos / "split.json").read_text())
-    parts = {key: list(names[key]) for key in ("raw", "srgb", "test")}
-    if split > 0:  # split 0 is the committed one
-        pool = sorted(n for part in parts.values() for n in part)
-        order = np.random.default_rng(split).permutation(len(pool))
-        sizes = [len(parts["raw"]), len(parts["srgb"])]
-        cut = np.split(order, np.cumsum(sizes))
-        parts = {key: [pool[i] for i in index] for key, index in zip(parts, cut, strict=True)}
-    if protocol == "shuffled":
-        parts["raw"] = parts["srgb"] = parts["raw"] + parts["srgb"]
-    building = out.with_name(out.name + ".part")
-    shutil.rmtree(building, ignore_errors=True)
-    for key, files in parts.items():
-        folder = building / "photos" / key
-        folder.mkdir(parents=True)
-        for name in files:
-            shutil.copy(photos / name, folder / name)
-    synth_folder(building / "train", srgb=building / "photos" / "raw", seed=split)
-    synth_folder(building / "test", srgb=building / "photos" / "test", seed=split)
-    building.rename(out)
-
-
-def reference_render(config: TrainConfig, alignment: Alignment) -> Render:
-    """R(x) as a rendering of frames."""
-    reference = Reference(alignment)
-
-    def render(frame: RawFrame) -> np.ndarray:
-        planes, (y, x) = frame_planes(frame, config.color_input, 2, 1)
-        return to_uint8(reference(planes)[0, :, y : y + frame.height, x : x + frame.width])
-
-    return render
 
 
 def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
@@ -122,7 +84,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
         alignment = Alignment()
         if name == "aligned":
             alignment = align(config, load_sources(config))
-        result = score(reference_render(config, alignment), pairs, name)
+        result = score(reference_render(alignment, config.color_input), pairs, name)
     else:
         config = config.with_settings(ROWS[name].settings)
         run = out / "run"
@@ -190,7 +152,7 @@ def main(
             for split in range(splits):
                 data = out / "data" / f"{protocol}-{split}"
                 if not data.is_dir():
-                    make_data(photos, data, protocol, split)
+                    synthetic_split(photos, data, protocol, split)
                 for seed in range(seeds):
                     place = out / isp / f"{protocol}-{split}" / f"seed{seed}"
                     for row in ["reference", "aligned", *wanted]:

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from .errors import EguotError, OutputError, UsageError
 from .metrics import PROTOCOL, delta_e_2000, psnr, psnr_affine, ssim
 from .output import written_beside
-from .pairs import Pair
+from .pairs import PairLike
 from .progress import progress_bar
 from .raw import RawFrame
 
@@ -82,7 +82,7 @@ class Evaluation:
         return path
 
 
-def evaluate(render: Render, pairs: Sequence[Pair], *, label: str = "evaluate") -> Evaluation:
+def evaluate(render: Render, pairs: Sequence[PairLike], *, label: str = "evaluate") -> Evaluation:
     """Score `render` on pairs, with a progress bar on stderr. Raises EguotError naming the pair that failed.
 
     `render` is called from one thread, one frame after the other.
@@ -100,7 +100,7 @@ def evaluate(render: Render, pairs: Sequence[Pair], *, label: str = "evaluate") 
 
 
 def _scores(
-    render: Render, pairs: Sequence[Pair], pool: ThreadPoolExecutor, *, waiting: int, label: str
+    render: Render, pairs: Sequence[PairLike], pool: ThreadPoolExecutor, *, waiting: int, label: str
 ) -> Iterator[ImageScore]:
     """Scores in the order of the pairs; at most `waiting` rendered pictures are held."""
     running: deque[Future[ImageScore]] = deque()

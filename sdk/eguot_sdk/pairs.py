@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,20 @@ RAW_SUFFIX = "_raw.png"
 TRUTH_SUFFIXES = ("_srgb.png", "_srgb.jpg", "_srgb.jpeg")
 
 
+class PairLike(Protocol):
+    """What can be scored or trained on: a raw and the picture it should become."""
+
+    @property
+    def name(self) -> str:
+        """For messages and tables."""
+
+    def frame(self) -> RawFrame:
+        """The raw."""
+
+    def truth(self) -> NDArray[np.uint8]:
+        """uint8 sRGB [H, W, 3], lying as the sensor lay."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """The three files of one pair; nothing is read until asked for."""
@@ -41,7 +55,7 @@ class Pair:
 
     def frame(self) -> RawFrame:
         """The mosaic with its values. Raises RawError naming the file."""
-        return _frame(_read_json(self.json_path), _read_mosaic(self.raw_path), self.json_path)
+        return _frame(_read_json(self.json_path), read_mosaic(self.raw_path), self.json_path)
 
     def truth(self) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] sRGB of the size of the mosaic, in the mosaic's orientation. Raises RawError."""
@@ -49,38 +63,43 @@ class Pair:
 
         with _reading(self.raw_path), Image.open(self.raw_path) as image:
             expected = image.size
-        with _reading(self.truth_path), Image.open(self.truth_path) as image:
-            if image.size != expected:
-                raise RawError(
-                    f"{self.truth_path}: {_size(image.size)} pixels, but the mosaic of the pair has {_size(expected)}"
-                )
-            _check_pixels(self.truth_path, image.size)
-            if image.mode not in ("RGB", "L", "P"):
-                raise RawError(f"{self.truth_path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")
-            return np.array(image.convert("RGB"), np.uint8)
+        truth = read_picture(self.truth_path)
+        if truth.shape[1::-1] != expected:
+            found = _size((truth.shape[1], truth.shape[0]))
+            raise RawError(f"{self.truth_path}: {found} pixels, but the mosaic of the pair has {_size(expected)}")
+        return truth
 
 
 def list_pairs(folder: str | Path) -> list[Pair]:
-    """All pairs of a folder by name, complete ones only. Raises UsageError where there is none or one is incomplete."""
+    """All pairs of a folder by name. Raises UsageError where there is none or one is incomplete."""
+    pairs, incomplete = find_pairs(folder)
+    if incomplete:
+        raise UsageError(incomplete[0])
+    return pairs
+
+
+def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
+    """The complete pairs of a folder by name, and a line for each incomplete one. Raises UsageError without any."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UsageError(
             f"{folder}: no such folder; expected one with NAME_raw.png, NAME.json and NAME_srgb.png or .jpg"
         )
-    pairs = []
+    pairs, incomplete = [], []
     for raw_path in sorted(folder.glob("*" + RAW_SUFFIX)):
         name = raw_path.name.removesuffix(RAW_SUFFIX)
         json_path = folder / f"{name}.json"
         truths = [folder / (name + suffix) for suffix in TRUTH_SUFFIXES]
         truth = next((p for p in truths if p.is_file()), None)
         if not json_path.is_file():
-            raise UsageError(f"{raw_path}: its {json_path.name} is missing")
-        if truth is None:
-            raise UsageError(f"{raw_path}: its {name}_srgb.png or .jpg is missing")
-        pairs.append(Pair(name, raw_path, json_path, truth))
-    if not pairs:
+            incomplete.append(f"{raw_path}: its {json_path.name} is missing")
+        elif truth is None:
+            incomplete.append(f"{raw_path}: its {name}_srgb.png or .jpg is missing")
+        else:
+            pairs.append(Pair(name, raw_path, json_path, truth))
+    if not pairs and not incomplete:
         raise UsageError(f"{folder}: no pairs; expected NAME_raw.png, NAME.json and NAME_srgb.png or .jpg")
-    return pairs
+    return pairs, incomplete
 
 
 def encode_frame(frame: RawFrame) -> tuple[bytes, bytes]:
@@ -95,7 +114,7 @@ def encode_frame(frame: RawFrame) -> tuple[bytes, bytes]:
 def decode_frame(mosaic: bytes, meta: bytes, where: str) -> RawFrame:
     """The inverse of `encode_frame`; `where` names the source in messages. Raises RawError."""
     path = Path(where)
-    return _frame(_read_json(path, io.BytesIO(meta)), _read_mosaic(path, io.BytesIO(mosaic)), path)
+    return _frame(_read_json(path, io.BytesIO(meta)), read_mosaic(path, io.BytesIO(mosaic)), path)
 
 
 def _frame(meta: dict[str, Any], mosaic: NDArray[np.uint16], source: Path) -> RawFrame:
@@ -171,7 +190,8 @@ def _read_json(path: Path, source: BinaryIO | None = None) -> dict[str, Any]:
     return meta
 
 
-def _read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint16]:
+def read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint16]:
+    """uint16 [H, W] of a 16-bit grey PNG of raw counts, from `source` where given. Raises RawError naming the path."""
     from PIL import Image
 
     with _reading(path), Image.open(source or path) as image:
@@ -182,6 +202,17 @@ def _read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint1
     if mosaic.dtype != np.uint16 and (mosaic.min() < 0 or mosaic.max() > 65535):
         raise RawError(f"{path}: expected counts in 0..65535, found {mosaic.min()}..{mosaic.max()}")
     return mosaic.astype(np.uint16)
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """uint8 sRGB [H, W, 3] of an 8-bit picture, lying as in the file. Raises RawError naming the file."""
+    from PIL import Image
+
+    with _reading(path), Image.open(path) as image:
+        _check_pixels(path, image.size)
+        if image.mode not in ("RGB", "L", "P"):
+            raise RawError(f"{path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")
+        return np.array(image.convert("RGB"), np.uint8)
 
 
 def _check_pixels(path: Path, size: tuple[int, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from eguot_sdk.spec import ColorInput
 
 from .data.crops import float_spec
 from .isps import IspNet
+from .reference import Alignment, Reference
 
 
 def frame_planes(
@@ -37,6 +40,17 @@ def render_frame(net: IspNet, frame: RawFrame, color_input: ColorInput) -> NDArr
     with torch.no_grad():
         rgb = net(planes.to(next(net.parameters()).device))[0, :, y : y + frame.height, x : x + frame.width]
     return to_uint8(rgb)
+
+
+def reference_render(alignment: Alignment, color_input: ColorInput = "srgb") -> Callable[[RawFrame], NDArray[np.uint8]]:
+    """The reference rendering R(x) with an alignment, as a rendering of frames."""
+    reference = Reference(alignment)
+
+    def render(frame: RawFrame) -> NDArray[np.uint8]:
+        planes, (y, x) = frame_planes(frame, color_input, 2, 1)
+        return to_uint8(reference(planes)[0, :, y : y + frame.height, x : x + frame.width])
+
+    return render
 
 
 def to_uint8(rgb: Tensor) -> NDArray[np.uint8]:

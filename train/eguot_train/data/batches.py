@@ -8,7 +8,7 @@ Of shards each rank sees its own samples, through a window that depends on the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eguot_sdk.errors import UsageError
-from eguot_sdk.pairs import Pair, list_pairs
+from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.pairs import PairLike
 from eguot_sdk.raw import RawFrame
 
 from ..config import TrainConfig
 from ..reference import Alignment
-from .crops import PHOTO_SUFFIXES, RAW_SUFFIXES, PhotoCrops, Picture, RawCrops, find_files, load_photos, load_raws
+from .crops import PhotoCrops, Picture, RawCrops, load_photo
+from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .pseudo import PseudoRaws
 from .shards import Role, ShardSample, ShardStream, Window, is_shards, shard_files
 
@@ -73,6 +74,23 @@ class Batch:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class HeldPair:
+    """A pair in memory."""
+
+    name: str
+    raw: RawFrame
+    picture: Picture
+
+    def frame(self) -> RawFrame:
+        """The raw."""
+        return self.raw
+
+    def truth(self) -> Picture:
+        """uint8 sRGB [H, W, 3] of the size of the mosaic."""
+        return self.picture
+
+
 @dataclass(slots=True)
 class Sources:
     """Loaded folders of a run. Of shards: rank 0's first window, from which fits, noise and sample sheets are made."""
@@ -80,10 +98,11 @@ class Sources:
     frames: list[RawFrame] = field(default_factory=list)
     photos: list[Picture] = field(default_factory=list)
     photo_names: list[str] = field(default_factory=list)
-    pairs: list[Pair | ShardSample] = field(default_factory=list)
+    pairs: list[PairLike] = field(default_factory=list)
     shards: dict[Role, list[Path]] = field(default_factory=dict)
     """Role -> tar files, for the roles that come in shards."""
     skipped: list[str] = field(default_factory=list)
+    """One line per file that could not be used, and how scenes were told apart."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Folder role -> sha256 over the names and bytes of its files."""
 
@@ -99,7 +118,11 @@ def folder_hash(files: list[Path], folder: Path) -> str:
 
 
 def load_sources(config: TrainConfig) -> Sources:
-    """Read the folders a mode needs. Raises UsageError naming the option that is missing or empty."""
+    """Read the folders a mode needs; each may be shards or any layout that `datasets.open_dataset` knows.
+
+    Of a data set with parts the training part is read. Where --raw and --srgb name one folder of pairs, its scenes are
+    split. Files that cannot be read are listed. Raises UsageError naming the option that is missing or empty.
+    """
     sources = Sources()
     if config.unpaired:
         if config.raw is None or config.srgb is None:
@@ -107,26 +130,85 @@ def load_sources(config: TrainConfig) -> Sources:
         if is_shards(config.raw):
             sources.frames = _first_window(config, sources, "raw", ShardSample.frame)
         else:
-            sources.frames, skipped = load_raws(Path(config.raw))
-            sources.skipped += skipped
-            sources.hashes["raw"] = folder_hash(find_files(Path(config.raw), RAW_SUFFIXES), Path(config.raw))
+            _read_raws(sources, Path(config.raw), _half(sources, config.raw, config.srgb, 0))
         if is_shards(config.srgb):
             sources.photos = _first_window(config, sources, "srgb", ShardSample.photo)
             sources.photo_names = [""] * len(sources.photos)
         else:
-            sources.photos, sources.photo_names, skipped = load_photos(Path(config.srgb))
-            sources.skipped += skipped
-            sources.hashes["srgb"] = folder_hash(find_files(Path(config.srgb), PHOTO_SUFFIXES), Path(config.srgb))
+            _read_photos(sources, Path(config.srgb), _half(sources, config.srgb, config.raw, 1))
     if config.paired:
         if config.pairs is None:
             raise UsageError(f"{config.mode} training needs --pairs DIR")
         if is_shards(config.pairs):
             sources.pairs += _first_window(config, sources, "pairs", _checked_pair)
         else:
-            folder = Path(config.pairs)
-            sources.pairs += list_pairs(folder)
-            sources.hashes["pairs"] = folder_hash(sorted(p for p in folder.iterdir() if p.is_file()), folder)
+            _read_pairs(sources, Path(config.pairs))
     return sources
+
+
+def items_hash(items: Sequence[Item], folder: Path) -> str:
+    """`folder_hash` of the raws and pictures of items."""
+    files = {path for item in items for path in item.files()}
+    return folder_hash(sorted(files), folder)
+
+
+def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
+    """Raws (side 0) or photos (side 1) of a folder: all of them, or those of half the scenes where it is both."""
+    items = open_dataset(folder).part("train")
+    if Path(folder).resolve() != Path(other).resolve():
+        return [raws_of, photos_of][side](items)
+    raws, photos, how = split_scenes(items)
+    if side == 0:
+        sources.skipped.append(f"nothing, but no scene is on both sides ({how})")
+    return [raws, photos][side]
+
+
+def _read_raws(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
+    failed = []
+    for item in items:
+        try:
+            sources.frames.append(item.frame())
+        except EguotError as error:
+            failed.append(str(error))
+    sources.skipped += failed
+    if not sources.frames:
+        raise UsageError(f"{folder} holds no usable raw files{_first(failed)}")
+    sources.hashes["raw"] = items_hash(items, folder)
+
+
+def _read_photos(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
+    failed = []
+    for item in items:
+        assert item.photo is not None
+        try:
+            sources.photos.append(load_photo(item.photo))
+            sources.photo_names.append(item.photo.name)
+        except EguotError as error:
+            failed.append(str(error))
+    sources.skipped += failed
+    if not sources.photos:
+        raise UsageError(f"{folder} holds no readable photos{_first(failed)}")
+    sources.hashes["srgb"] = items_hash(items, folder)
+
+
+def _read_pairs(sources: Sources, folder: Path) -> None:
+    dataset = open_dataset(folder)
+    items = pairs_of(dataset.part("train"))
+    failed = list(dataset.notes)
+    for item in items:
+        try:
+            frame, truth = _read_pair(item)
+            sources.pairs.append(HeldPair(item.name, frame, truth))
+        except EguotError as error:
+            failed.append(str(error))
+    sources.skipped += failed
+    if not sources.pairs:
+        raise UsageError(f"{folder} holds no usable pairs{_first(failed)}")
+    sources.hashes["pairs"] = items_hash(items, folder)
+
+
+def _first(failed: list[str]) -> str:
+    return f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
 
 
 def _first_window(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
@@ -147,10 +229,11 @@ def _checked_pair(sample: ShardSample) -> ShardSample:
     return sample
 
 
-def _read_pair(sample: ShardSample) -> tuple[RawFrame, Picture]:
+def _read_pair(sample: PairLike) -> tuple[RawFrame, Picture]:
     frame, truth = sample.frame(), sample.truth()
     if truth.shape[:2] != (frame.height, frame.width):
-        raise UsageError(f"its picture is {truth.shape[1]}x{truth.shape[0]}, its raw {frame.width}x{frame.height}")
+        sizes = f"its picture is {truth.shape[1]}x{truth.shape[0]}, its raw {frame.width}x{frame.height}"
+        raise UsageError(f"{sample.name}: {sizes}")
     return frame, truth
 
 

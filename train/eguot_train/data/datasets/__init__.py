@@ -1,0 +1,188 @@
+"""Data sets as folders: what a folder is gets recognised by what lies in it, never by its name.
+
+`open_dataset(folder)` gives a `Dataset`; `split_scenes` makes the halves of an unpaired run from one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.pairs import RAW_SUFFIX, read_mosaic
+
+from . import ispw, mai, ntire26, plain, zrr
+from .base import (
+    ALL,
+    PARTS,
+    Dataset,
+    Item,
+    Kind,
+    RawValues,
+    four,
+    pairs_of,
+    photos_of,
+    raws_of,
+    read_npy,
+    read_settings,
+    with_scenes,
+)
+from .levels import RawStatistics, detect
+
+SAMPLE = 48
+"""Raws from which levels are detected, spread over the training part."""
+
+Load = Callable[[Path], tuple[list[Item], list[str]]]
+FAMILIES: tuple[tuple[Kind, str, Callable[[Path], dict[str, Path]], Load], ...] = (
+    ("pairs", "flat folder of pairs", plain.pair_parts, plain.load_pairs),
+    ("zrr", "ZRR (Huawei P20 and Canon 5D Mark IV)", zrr.parts_of, zrr.load),
+    ("mai", "MAI21 or Fujifilm UltraISP / MAI22, which share one layout", mai.parts_of, mai.load),
+    ("ntire26", "NTIRE 2026 unpaired, arrays of planes", ntire26.parts_of, ntire26.load),
+    ("ispw", "camera raws and pictures of equal names, as in ISPW", ispw.parts_of, ispw.load),
+)
+
+
+def open_dataset(folder: str | Path) -> Dataset:
+    """Recognise a folder. Levels are not held against the data here: see `levels.contradictions`.
+
+    Raises UsageError where nothing is recognised, saying what was looked for.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder")
+    for kind, title, find, load in FAMILIES:
+        places = find(folder)
+        if places:
+            return _opened(kind, title, folder, places, load)
+    return _unpaired(folder)
+
+
+def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load: Load) -> Dataset:
+    parts, notes = {}, []
+    settings = read_settings(folder, folder.parent)
+    for name, place in places.items():
+        items, said = load(place)
+        notes += said
+        if items:
+            parts[name] = with_scenes(items, settings)
+    if not parts:
+        raise UsageError(f"{folder}: looks like {title}, but nothing in it is complete ({'; '.join(notes)})")
+    dataset = Dataset(kind, title, folder, parts, notes=tuple(notes))
+    if kind not in ("zrr", "mai", "ntire26"):
+        return dataset
+    return dataset.with_values(_values(kind, dataset, places, load, settings))
+
+
+def _unpaired(folder: Path) -> Dataset:
+    items = plain.load_unpaired(folder)
+    raws, photos = raws_of(items), photos_of(items)
+    if not items:
+        layouts = "pairs (NAME_raw.png), huawei_raw, mediatek_raw, raws/*.npy"
+        raise UsageError(f"{folder}: no data set: no raws, no photos, and none of {layouts}")
+    if any(photo.photo.name.endswith(RAW_SUFFIX) for photo in photos if photo.photo is not None):
+        raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
+    kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
+    title = {"unpaired": "raws and photos of different names", "raws": "camera raws", "photos": "photos"}[kind]
+    return Dataset(kind, title, folder, {ALL: with_scenes(items, read_settings(folder))})
+
+
+def _values(kind: Kind, dataset: Dataset, places: dict[str, Path], load: Load, settings: dict[str, Any]) -> RawValues:
+    """Of raws without metadata: what dataset.json says, else what was published, else what the data show.
+
+    All parts get what the training part shows, also where only another part is opened.
+    """
+    published = zrr.VALUES if kind == "zrr" else None
+    cfa = settings.get("cfa", zrr.VALUES.cfa)
+    if published is None or not {"black", "white"} <= set(settings):
+        base = published or _detected(_representative(dataset, places, load), cfa)
+    else:
+        base = published
+    changes: dict[str, Any] = {}
+    if "cfa" in settings:
+        changes["cfa"] = cfa
+    if "black" in settings:
+        changes["black"] = four(settings["black"], "dataset.json")
+    if "white" in settings:
+        changes["white"] = float(settings["white"])
+    return replace(base, **changes, origin="dataset.json") if changes else base
+
+
+def _representative(dataset: Dataset, places: dict[str, Path], load: Load) -> Sequence[Item]:
+    if "train" in dataset.parts:
+        return dataset.parts["train"]
+    place = next(iter(places.values()))
+    sibling = place.parent / "train"
+    if place.name in PARTS and sibling.is_dir():
+        items, _ = load(sibling)
+        if items:
+            return items
+    return dataset.items()
+
+
+def _detected(items: Sequence[Item], cfa: str) -> RawValues:
+    statistics = RawStatistics()
+    problem = None
+    for item in spread(raws_of(items), SAMPLE):
+        assert item.raw is not None
+        try:
+            statistics.add(read_npy(item.raw) if item.raw.suffix == ".npy" else read_mosaic(item.raw))
+        except EguotError as error:
+            problem = error
+    if not statistics.raws:
+        raise problem or UsageError("no raw to detect levels from")
+    return detect(statistics, cfa)
+
+
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly from first to last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
+def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item], list[Item], str]:
+    """Raws and photos of different scenes, from items that may be pairs; and how they were told apart, in words.
+
+    Known scenes are dealt whole, in the order of their names. Where scenes are unknown the first items are the raws and
+    the last the photos: crops of one shot have neighbouring numbers in the field's data sets, so one scene may be cut.
+    Items that have one side only stay on it. Raises UsageError where one half would be empty.
+    """
+    both = pairs_of(items)
+    raws = [item for item in items if item.photo is None]
+    photos = [item for item in items if item.raw is None]
+    how = "raws and photos are different files already"
+    if both:
+        scenes = list(dict.fromkeys(item.scene for item in both))
+        if None in scenes:
+            cut = round(share * len(both))
+            raws, photos = raws + both[:cut], photos + both[cut:]
+            how = f"scenes unknown: the first {cut} are raws, the last {len(both) - cut} photos"
+        else:
+            cut = round(share * len(scenes))
+            first = set(scenes[:cut])
+            raws += [item for item in both if item.scene in first]
+            photos += [item for item in both if item.scene not in first]
+            how = f"{cut} scenes are raws, {len(scenes) - cut} other ones photos"
+    if not raws or not photos:
+        raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos")
+    return (
+        [replace(item, photo=None) for item in raws],
+        [replace(item, raw=None) for item in photos],
+        how,
+    )
+
+
+__all__ = [
+    "Dataset",
+    "Item",
+    "Kind",
+    "RawValues",
+    "open_dataset",
+    "pairs_of",
+    "photos_of",
+    "raws_of",
+    "split_scenes",
+    "spread",
+]

@@ -1,0 +1,275 @@
+"""What every data set is to the rest of the project: named items on disk, in parts, with the values of their raws.
+
+An `Item` is one picture: a raw, a photo, or a pair of both; nothing is read until asked for. A `Dataset` groups items
+into parts (train, val, test, or "all"). Levels and CFA of raws that do not say theirs come, in this order, from
+DIR/dataset.json, from what was published about the data set, or from the data (`levels.py`).
+
+DIR/dataset.json, all keys optional: `cfa` (RGGB GRBG GBRG BGGR), `black` (a number, or four in the order R, Gr, Gb,
+B), `white`, `scene_separator` (an item's scene is its name up to the last such text; without it they are unknown).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
+from eguot_sdk.ingest import RED_AT, unpack
+from eguot_sdk.pairs import Pair, read_mosaic, read_picture
+from eguot_sdk.raw import RawFrame, read_raw
+
+Kind = Literal["pairs", "zrr", "mai", "ntire26", "ispw", "raws", "photos", "unpaired"]
+PARTS = ("train", "val", "test")
+ALL = "all"
+SETTINGS_FILE = "dataset.json"
+MAX_NPY_BYTES = 1 << 30
+
+Four = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class RawValues:
+    """What raws without metadata need to become frames, and where it came from."""
+
+    cfa: str
+    black: Four
+    """Counts, R, Gr, Gb, B."""
+    white: float
+    origin: str
+    """"dataset.json", "published", "detected", for messages."""
+
+    def __post_init__(self) -> None:
+        if self.cfa not in RED_AT:
+            raise UsageError(f"{self.origin}: cfa must be one of {', '.join(RED_AT)}, not {self.cfa!r}")
+        if not max(self.black) < self.white <= 65535 or min(self.black) < 0:
+            raise UsageError(f"{self.origin}: black {list(self.black)} and white {self.white:g} are no levels")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One picture of a data set. `frame` and `truth` read it; both raise EguotError naming the file."""
+
+    name: str
+    raw: Path | None = None
+    photo: Path | None = None
+    scene: str | None = None
+    """None: unknown."""
+    values: RawValues | None = None
+    """Of the raw; None where the file says itself."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether there are both a raw and the picture it should become."""
+        return self.raw is not None and self.photo is not None
+
+    def files(self) -> list[Path]:
+        """What lies on disk."""
+        return [path for path in (self.raw, self.photo) if path is not None]
+
+    def frame(self) -> RawFrame:
+        """The raw."""
+        if self.raw is None:
+            raise UsageError(f"{self.name} has no raw")
+        suffix = self.raw.suffix.lower()
+        if suffix not in (".npy", ".png"):
+            return read_raw(self.raw)
+        if self.values is None:
+            raise UsageError(f"{self.raw}: its CFA phase and levels are unknown; give them in {SETTINGS_FILE}")
+        mosaic = read_npy(self.raw) if suffix == ".npy" else read_mosaic(self.raw)
+        values = self.values
+        try:
+            return replace(
+                RawFrame.from_array(mosaic, cfa=values.cfa, black=values.black, white=values.white),
+                source=str(self.raw),
+            )
+        except RawError as error:
+            raise type(error)(f"{self.raw}: {error}") from error
+
+    def truth(self) -> NDArray[np.uint8]:
+        """uint8 sRGB [H, W, 3] of the photo, as it lies in the file."""
+        if self.photo is None:
+            raise UsageError(f"{self.name} has no picture")
+        return read_picture(self.photo)
+
+
+@dataclass(frozen=True, slots=True)
+class FlatItem(Item):
+    """An item of the flat pairs folder, which carries a JSON of its own."""
+
+    pair: Pair | None = None
+
+    def files(self) -> list[Path]:
+        """What lies on disk."""
+        assert self.pair is not None
+        return [*(path for path in (self.raw, self.photo) if path is not None), self.pair.json_path]
+
+    def frame(self) -> RawFrame:
+        """The raw."""
+        assert self.pair is not None
+        return self.pair.frame()
+
+    def truth(self) -> NDArray[np.uint8]:
+        """uint8 sRGB [H, W, 3] of the size of the mosaic."""
+        assert self.pair is not None
+        return self.pair.truth()
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A folder whose layout was recognised."""
+
+    kind: Kind
+    title: str
+    root: Path
+    parts: Mapping[str, tuple[Item, ...]]
+    values: RawValues | None = None
+    """Of all raws without metadata; None where there are none."""
+    notes: tuple[str, ...] = field(default=())
+    """What a person should know: missing partners, folders left aside."""
+
+    def part(self, wanted: Literal["train", "test"]) -> tuple[Item, ...]:
+        """Items to train on or to test on: the part of that name, or all where the folder has no parts.
+
+        A data set with parts is never tested on another part than `test` (or `val`): UsageError.
+        """
+        names = ("train",) if wanted == "train" else ("test", "val")
+        for name in (*names, ALL):
+            if name in self.parts:
+                return self.parts[name]
+        raise UsageError(f"{self.root}: has {', '.join(self.parts)}, but no {names[0]} part; name the folder of one")
+
+    def items(self) -> tuple[Item, ...]:
+        """All items of all parts."""
+        return tuple(item for items in self.parts.values() for item in items)
+
+    def with_values(self, values: RawValues) -> Dataset:
+        """The same, every raw without metadata having these values."""
+        parts = {
+            name: tuple(replace(i, values=values) if i.raw is not None else i for i in items)
+            for name, items in self.parts.items()
+        }
+        return replace(self, parts=parts, values=values)
+
+
+def pairs_of(items: Iterable[Item]) -> list[Item]:
+    """Items that have both sides."""
+    return [item for item in items if item.paired]
+
+
+def raws_of(items: Iterable[Item]) -> list[Item]:
+    """Items that have a raw."""
+    return [item for item in items if item.raw is not None]
+
+
+def photos_of(items: Iterable[Item]) -> list[Item]:
+    """Items that have a photo."""
+    return [item for item in items if item.photo is not None]
+
+
+def read_settings(*folders: Path) -> dict[str, Any]:
+    """The dataset.json of the first folder that has one, checked; {} where none has. Raises UsageError."""
+    path = next((f / SETTINGS_FILE for f in folders if (f / SETTINGS_FILE).is_file()), None)
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            settings = json.loads(file.read(1 << 20))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a JSON object ({error!s:.80})") from error
+    known = {"cfa", "black", "white", "scene_separator"}
+    if not isinstance(settings, dict) or set(settings) - known:
+        raise UsageError(f"{path}: expected a JSON object with keys of {', '.join(sorted(known))}")
+    separator = settings.get("scene_separator", "_")
+    if not isinstance(separator, str) or not separator:
+        raise UsageError(f"{path}: scene_separator must be a text that is not empty, not {separator!r}")
+    return settings
+
+
+def four(value: Any, where: str) -> Four:
+    """One level or four of them as four. Raises UsageError."""
+    values = value if isinstance(value, list) else [value] * 4
+    if len(values) != 4 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise UsageError(f"{where}: black must be one number or four, not {value!r}")
+    return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
+
+
+def with_scenes(items: Sequence[Item], settings: Mapping[str, Any]) -> tuple[Item, ...]:
+    """Items with the scene their names say, where `scene_separator` is given."""
+    separator = settings.get("scene_separator")
+    if separator is None:
+        return tuple(items)
+    return tuple(replace(item, scene=item.name.rsplit(separator, 1)[0]) for item in items)
+
+
+def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Files directly in a folder with one of the suffixes, numbers in their names in the order of numbers."""
+    wanted = frozenset(suffixes)
+    return sorted(
+        (p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith(".") and p.is_file()),
+        key=lambda p: natural(p.name),
+    )
+
+
+def natural(name: str) -> list[tuple[int, int | str]]:
+    """Sort key: numbers inside a name compare as numbers."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"[0-9]{1,18}|[^0-9]+|[0-9]+", name)]
+
+
+def matched(raws: Sequence[Path], photos: Sequence[Path]) -> tuple[list[Item], list[str]]:
+    """Pairs by equal stem, and one note per side for files without a partner."""
+    of_stem = {p.stem: p for p in photos}
+    items = [Item(r.stem, r, of_stem[r.stem]) for r in raws if r.stem in of_stem]
+    alone = [r.name for r in raws if r.stem not in of_stem]
+    stems = {r.stem for r in raws}
+    without = [p.name for p in photos if p.stem not in stems]
+    notes = []
+    for what, names in (("raws without a picture", alone), ("pictures without a raw", without)):
+        if names:
+            notes.append(f"{len(names)} {what}, left out: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    return items, notes
+
+
+def read_npy(path: Path) -> NDArray[np.uint16]:
+    """Planes [h, w, 4] in the order R, Gr, Gb, B, or a mosaic [H, W], as uint16 counts [H, W] that start with red.
+
+    Whole-numbered floats are counts; floats in [0, 1] are taken times 65535. Never unpickles. Raises CorruptRaw.
+    """
+    try:
+        if path.stat().st_size > MAX_NPY_BYTES:
+            raise CorruptRaw(f"{path}: more than {MAX_NPY_BYTES >> 20} MiB")
+        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        if values.dtype.kind not in "uif" or values.size == 0:
+            raise CorruptRaw(f"{path}: expected numbers, found {values.dtype} {list(values.shape)}")
+        if values.ndim == 3 and values.shape[2] == 4:
+            mosaic = unpack(np.asarray(values))
+        elif values.ndim == 2:
+            mosaic = np.asarray(values)
+        else:
+            raise CorruptRaw(f"{path}: expected planes [h, w, 4] or a mosaic [H, W], found {list(values.shape)}")
+    except (OSError, ValueError, EOFError) as error:
+        if isinstance(error, EguotError):
+            raise
+        raise CorruptRaw(f"{path}: not a readable .npy ({' '.join(str(error).split()):.100})") from error
+    low, high = float(mosaic.min()), float(mosaic.max())
+    if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
+        raise CorruptRaw(f"{path}: values {low:g}..{high:g} are no raw counts (0..65535) and not in 0..1")
+    if mosaic.dtype.kind == "f" and high <= 1.0:
+        mosaic = mosaic * 65535.0
+    return np.rint(mosaic).astype(np.uint16)
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height from the header. Raises CorruptRaw."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
+        raise CorruptRaw(f"{path}: cannot be read ({' '.join(str(error).split()):.100})") from error
