@@ -49,7 +49,7 @@ def test_the_changelog_and_the_metadata_name_one_version() -> None:
 
 
 def test_the_extras_are_those_that_messages_name() -> None:
-    extras = {"train", "convert", "coreml", "onnx", "tensorflow", "devices", "dev"}
+    extras = {"train", "convert", "coreml", "onnx", "tensorflow", "cluster", "devices", "dev"}
     assert set(PROJECT["optional-dependencies"]) == extras
     named = re.compile(r"eguot-sdk\[([\w,]+)\]")
     for path in tracked_files():

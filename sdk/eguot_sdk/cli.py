@@ -237,6 +237,9 @@ def _numbers(text: str) -> tuple[float, ...]:
     metavar="LIB",
     help="TFLite delegate library; it is code and will run.",
 )
+@click.option(
+    "--cluster", metavar="ADDRESS", help="Develop on a Dask cluster, such as tcp://HOST:8786, that sees these paths."
+)
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
 @click.option("--skip-existing", is_flag=True, help="Leave out inputs whose picture exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, skipped and failed as JSON on stdout.")
@@ -255,6 +258,7 @@ def process(
     cfa: str | None,
     lens_shading: Literal["auto", "on", "off"],
     delegate: Path | None,
+    cluster: str | None,
     overwrite: bool,
     skip_existing: bool,
     as_json: bool,
@@ -284,7 +288,7 @@ def process(
         overrides=overrides,
         existing="overwrite" if overwrite else "skip" if skip_existing else "fail",
     )
-    result = develop.run(jobs, settings)
+    result = develop.run(jobs, settings, cluster=cluster)
     if as_json:
         click.echo(json.dumps(result.as_dict(), indent=2))
     if len(jobs) > 1 or not result.failed:

@@ -8,11 +8,13 @@ before is encoded by a thread.
 
 from __future__ import annotations
 
+import io
 import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +22,7 @@ from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
 from .output import SUFFIXES, remove_leftovers, write_image
 from .progress import Progress, progress_bar
+from .workers import map_cluster
 
 if TYPE_CHECKING:
     from .isp import ISP
@@ -37,6 +40,8 @@ RAW_SUFFIXES = frozenset(
 )
 PICTURE_SUFFIX = {"jpg": ".jpg", "png": ".png", "tiff": ".tiff"}
 Existing = Literal["fail", "overwrite", "skip"]
+JOBS_PER_TASK = 8
+"""Raws that a worker of a cluster develops with one ISP."""
 LARGE_PIXELS = 50_000_000
 """A raw above this is developed and written alone, so that memory never holds two of them."""
 
@@ -118,8 +123,8 @@ class Settings:
     existing: Existing = "fail"
 
 
-def run(jobs: Sequence[Job], settings: Settings) -> Result:
-    """Develop every job; a failure is one line on stderr.
+def run(jobs: Sequence[Job], settings: Settings, *, cluster: str | None = None) -> Result:
+    """Develop every job, here or on the Dask cluster at an address; a failure is one line on stderr.
 
     Raises only what concerns all files, such as a bad ISP file.
     """
@@ -133,8 +138,43 @@ def run(jobs: Sequence[Job], settings: Settings) -> Result:
             todo.append(job)
     if todo:
         with quiet() as stream, progress_bar(len(todo), label="develop", stream=stream) as bar:
-            _Run(todo, settings, result, bar).all()
+            if cluster is None:
+                _Run(todo, settings, result, bar).all()
+            else:
+                _on_cluster(todo, settings, result, bar, cluster)
     return result
+
+
+def _on_cluster(jobs: Sequence[Job], settings: Settings, result: Result, bar: Progress[int], cluster: str) -> None:
+    """Batches of jobs on the workers of a Dask cluster, by the same code; paths are made absolute for them."""
+    there = [Job(job.raw.absolute(), job.picture.absolute()) for job in jobs]
+    asked = {job.raw.absolute(): job for job in jobs}
+    absolute = {
+        name: path.absolute() for name in ("model", "delegate") if (path := getattr(settings, name)) is not None
+    }
+    develop = partial(develop_batch, replace(settings, **absolute))
+    batches = [there[i : i + JOBS_PER_TASK] for i in range(0, len(there), JOBS_PER_TASK)]
+    for written, failed, lines in map_cluster(develop, batches, cluster):
+        for line in lines:
+            bar.message(line)
+        result.written += [asked[raw].picture for raw in written]
+        result.failed += [asked[raw].raw for raw in failed]
+        bar.update(len(written) + len(failed))
+
+
+def develop_batch(settings: Settings, jobs: Sequence[Job]) -> tuple[list[Path], list[Path], list[str]]:
+    """Develop some jobs: the raws whose pictures are written, those that failed, and what there is to say."""
+    said = io.StringIO()
+    result = Result()
+    with progress_bar(len(jobs), label="develop", stream=said) as bar:
+        _Run(jobs, settings, result, bar).all()
+    failed = set(result.failed)
+    written = [job.raw for job in jobs if job.raw not in failed]
+    return (
+        written,
+        result.failed,
+        [line for line in said.getvalue().splitlines() if line.startswith(("Error:", "Note:"))],
+    )
 
 
 class _Run:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .checkpoint import write_file
+from eguot_sdk.output import written_beside
 
 GAP = 4
 
@@ -29,4 +29,5 @@ def save_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], *, quality: int
     buffer = io.BytesIO()
     Image.fromarray(canvas).save(buffer, "JPEG", quality=quality, subsampling=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, buffer.getvalue())
+    with written_beside(path) as file:
+        file.write(buffer.getvalue())

@@ -27,12 +27,10 @@ from .base import (
     raws_of,
     read_npy,
     read_settings,
+    spread,
     with_scenes,
 )
-from .levels import RawStatistics, detect
-
-SAMPLE = 48
-"""Raws from which levels are detected, spread over the training part."""
+from .levels import SAMPLE, RawStatistics, detect
 
 Load = Callable[[Path], tuple[list[Item], list[str]]]
 FAMILIES: tuple[tuple[Kind, str, Callable[[Path], dict[str, Path]], Load], ...] = (
@@ -133,13 +131,6 @@ def _detected(items: Sequence[Item], cfa: str) -> RawValues:
     if not statistics.raws:
         raise problem or UsageError("no raw to detect levels from")
     return detect(statistics, cfa)
-
-
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """At most `count` items, evenly from first to last."""
-    if len(items) <= count:
-        return list(items)
-    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
 def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item], list[Item], str]:

@@ -174,6 +174,13 @@ def photos_of(items: Iterable[Item]) -> list[Item]:
     return [item for item in items if item.photo is not None]
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` items, evenly from first to last."""
+    if len(items) <= count:
+        return list(items)
+    return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
+
+
 def read_settings(*folders: Path) -> dict[str, Any]:
     """The dataset.json of the first folder that has one, checked; {} where none has. Raises UsageError."""
     path = next((f / SETTINGS_FILE for f in folders if (f / SETTINGS_FILE).is_file()), None)

@@ -6,17 +6,20 @@ of pairs. A claim is contradicted only by what no ordinary scene explains; what 
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.errors import EguotError
 from eguot_sdk.ingest import PLANE_AT, RED_AT
-from eguot_sdk.raw import RawFrame
 
-from .base import Four, RawValues
+from .base import Dataset, Four, RawValues, raws_of, spread
+
+SAMPLE = 48
+"""Raws looked at, spread over a data set."""
 
 COUNTS = 65536
 DARKEST = 1e-4
@@ -27,6 +30,7 @@ ENOUGH = 8
 """Raws needed before the absence of dark pixels says anything."""
 MOST_CELLS = 1 << 20
 BLOCK = 16
+"""Side of the blocks, in cells, over which chroma is averaged."""
 
 
 @dataclass(slots=True)
@@ -47,7 +51,8 @@ class RawStatistics:
         cells = [mosaic[y:height:stride, x:width:stride].astype(np.int64) for y, x in PLANE_AT]
         for position, values in enumerate(cells):
             self.histogram[position] += np.bincount(values.ravel(), minlength=COUNTS)
-        a, b, c, d = (values.astype(np.float64) for values in cells)
+        floor = min(float(values.min()) for values in cells)
+        a, b, c, d = (_blocks(values.astype(np.float64) - floor, 8) for values in cells)  # means, or noise would count
         scale = max(float(np.mean([x.mean() for x in (a, b, c, d)])), 1.0)
         self.unlike += [np.abs(a - d).mean() / scale, np.abs(b - c).mean() / scale]
         self.raws += 1
@@ -113,8 +118,9 @@ def _chroma(
     return first.ravel(), second.ravel(), np.log((linear[..., 0] + 0.02) / (linear[..., 2] + 0.02)).ravel()
 
 
-def _blocks(image: NDArray[np.float64]) -> NDArray[np.float64]:
-    side = min(BLOCK, *image.shape[:2])
+def _blocks(image: NDArray[np.float64], side: int = BLOCK) -> NDArray[np.float64]:
+    """Means over blocks of side x side."""
+    side = min(side, *image.shape[:2])
     h, w = (n // side * side for n in image.shape[:2])
     shape = (h // side, side, w // side, side, *image.shape[2:])
     return np.asarray(image[:h, :w].reshape(shape).mean(axis=(1, 3)))
@@ -178,15 +184,23 @@ def cfa_contradictions(statistics: RawStatistics, values: RawValues) -> list[str
     return []
 
 
+def plane_positions(cfa: str) -> dict[str, int]:
+    """Plane name -> index into the histograms."""
+    return dict(zip(("R", "Gr", "Gb", "B"), _positions(cfa), strict=True))
+
+
 def _positions(cfa: str) -> list[int]:
     """Index into [0,0] [0,1] [1,0] [1,1] of R, Gr, Gb, B."""
     row, col = RED_AT[cfa]
     return [2 * ((row + dy) % 2) + (col + dx) % 2 for dy, dx in PLANE_AT]
 
 
-def gather(frames: Sequence[tuple[RawFrame, NDArray[np.uint8] | None]]) -> RawStatistics:
-    """Statistics of some frames and the pictures of those that have one."""
+def check_values(dataset: Dataset) -> list[str]:
+    """What a sample says against the levels and CFA that all raws are given; nothing where they carry their own."""
+    if dataset.values is None:
+        return []
     statistics = RawStatistics()
-    for frame, truth in frames:
-        statistics.add(frame.mosaic, truth)
-    return statistics
+    for item in spread(raws_of(dataset.items()), SAMPLE):
+        with contextlib.suppress(EguotError):  # damaged files are told elsewhere
+            statistics.add(item.frame().mosaic, item.truth() if item.paired else None)
+    return contradictions(statistics, dataset.values)[0] if statistics.raws else []

@@ -1,0 +1,72 @@
+"""Tasks in processes and on a cluster: in order, bounded, and what goes wrong reaches the caller."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from eguot_sdk import workers
+from eguot_sdk.cli import main
+from eguot_sdk.errors import EguotError, MissingDependency, UsageError
+
+
+def square(number: int) -> tuple[int, int]:
+    if number < 0:
+        raise UsageError("no negative numbers")
+    return number * number, os.getpid()
+
+
+def test_processes_keep_the_order_and_bound_what_is_in_flight() -> None:
+    asked = []
+
+    def numbers() -> list[int]:
+        return list(range(20))
+
+    results = []
+    for value, pid in workers.map_processes(square, numbers(), workers=2):
+        results.append(value)
+        asked.append(pid)
+    assert results == [n * n for n in range(20)]
+    assert os.getpid() not in asked
+
+
+def test_an_error_in_a_process_is_raised_here() -> None:
+    with pytest.raises(UsageError, match="no negative"):
+        list(workers.map_processes(square, [1, -1, 2], workers=2))
+
+
+def test_without_dask_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
+    with pytest.raises(MissingDependency, match=r"eguot-sdk\[cluster\]"):
+        list(workers.map_cluster(square, [1], "tcp://127.0.0.1:9"))
+
+
+def test_process_on_a_cluster_writes_what_it_writes_here(shipped: Path, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    raws = tmp_path / "raws"
+    raws.mkdir()
+    (raws / "a.kdc").write_bytes((shipped / "kodak_dc50_0012L.kdc").read_bytes())
+    (raws / "b.kdc").write_bytes((shipped / "kodak_dc50_0012L.kdc").read_bytes())
+    (raws / "bad.dng").write_bytes(b"II*\0 no raw")
+    here, there = tmp_path / "here", tmp_path / "there"
+    run = CliRunner().invoke
+    assert run(main, ["process", str(raws), "-o", str(here), "--format", "png"]).exit_code == 1
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        address = cluster.scheduler_address
+        result = run(main, ["process", str(raws), "-o", str(there), "--format", "png", "--cluster", address, "--json"])
+        assert result.exit_code == 1
+        assert "bad.dng" in result.stderr
+        assert result.stdout.count(".png") == 2
+        with distributed.Client(address) as client:
+            client.retire_workers(list(client.scheduler_info()["workers"]))
+        with pytest.raises(EguotError, match="has no workers"):
+            list(workers.map_cluster(square, [1], address))
+    for name in ("a.png", "b.png"):
+        assert np.array_equal(np.asarray(Image.open(here / name)), np.asarray(Image.open(there / name)))

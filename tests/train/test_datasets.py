@@ -1,0 +1,229 @@
+"""Data sets: each layout is recognised by what lies in it, levels and CFA come back, wrong ones are refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dataset_fixtures import make_ispw, make_mai, make_ntire, make_zrr, phone, shots, write_matched
+from PIL import Image
+
+from eguot_sdk.errors import UsageError
+from eguot_train.cli_data import data
+from eguot_train.config import TrainConfig
+from eguot_train.data.batches import load_sources
+from eguot_train.data.datasets import Dataset, Item, open_dataset, pairs_of, split_scenes
+from eguot_train.data.datasets.check import check
+from eguot_train.data.datasets.levels import RawStatistics, contradictions, detect
+
+
+def sizes(dataset: Dataset) -> dict[str, int]:
+    return {name: len(items) for name, items in dataset.parts.items()}
+
+
+def test_zrr_has_parts_and_the_published_levels(tmp_path: Path) -> None:
+    root = make_zrr(tmp_path / "anything")
+    found = open_dataset(root)
+    assert (found.kind, sizes(found)) == ("zrr", {"train": 12, "test": 3})
+    assert found.values is not None
+    assert (found.values.black, found.values.white) == ((58, 60, 61, 62), 1023)
+    drawn = shots(phone(), 3, 20)
+    for item, (mosaic, scene) in zip(found.part("test"), drawn, strict=True):
+        assert np.array_equal(item.frame().mosaic, mosaic)
+        assert np.abs(item.truth().astype(int) - scene).mean() < 6  # JPEG
+    assert sizes(open_dataset(root / "test")) == {"test": 3}
+
+
+@pytest.mark.parametrize(
+    ("bits", "black"), [(10, (58, 60, 61, 62)), (12, (240, 241, 242, 243)), (12, (0, 0, 0, 0)), (14, (512,) * 4)]
+)
+def test_levels_of_mai_come_from_the_data(tmp_path: Path, bits: int, black: tuple[int, int, int, int]) -> None:
+    found = open_dataset(make_mai(tmp_path / "mai", bits, black))
+    assert (found.kind, sizes(found)) == ("mai", {"train": 12, "val": 2, "test": 2})
+    assert found.values is not None
+    assert found.values.white == 2**bits - 1
+    # The darkest of the noise lies a little below black.
+    assert found.values.black == pytest.approx(black, abs=0.004 * 2**bits)
+    # A part opened alone has the levels of the training part, not its own guess.
+    assert open_dataset(tmp_path / "mai" / "raw_images" / "test").values == found.values
+
+
+@pytest.mark.parametrize(
+    "kind", [np.asarray, lambda planes: planes.astype(np.float32), lambda planes: planes.astype(np.float64)]
+)
+def test_ntire_planes_become_the_mosaic_they_came_from(tmp_path: Path, kind: object) -> None:
+    found = open_dataset(make_ntire(tmp_path / "ntire", kind))  # type: ignore[arg-type]
+    assert (found.kind, sizes(found)) == ("ntire26", {"train": 20, "test": 2})
+    assert len(pairs_of(found.part("train"))) == 0
+    assert len(pairs_of(found.part("test"))) == 2
+    for item, (mosaic, _) in zip(found.part("test"), shots(phone(), 2, 40), strict=True):
+        assert np.array_equal(item.frame().mosaic, mosaic)
+
+
+def test_arrays_in_0_to_1_are_stretched_to_16_bits(tmp_path: Path) -> None:
+    planes = np.random.default_rng(0).uniform(0, 1, (16, 16, 4))
+    planes[0, 0, 0] = 1.0
+    np.save(tmp_path / "a.npy", planes.astype(np.float32))
+    found = open_dataset(tmp_path)
+    frame = found.items()[0].frame()
+    assert frame.white == (65535,) * 4
+    assert frame.mosaic[0, 0] == 65535
+    assert frame.mosaic[1::2, 1::2] == pytest.approx(planes[..., 3] * 65535, abs=1)
+
+
+def test_an_array_file_that_holds_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(Exception, match=r"evil\.npy"):
+        open_dataset(tmp_path)
+
+
+def test_ispw_pairs_raws_and_pictures_by_name(tmp_path: Path) -> None:
+    root = make_ispw(tmp_path / "wild")
+    shutil.copy(root / "phone" / "IMG_0.dng", root / "phone" / "lonely.dng")
+    found = open_dataset(root)
+    assert (found.kind, sizes(found), found.values) == ("ispw", {"all": 4}, None)
+    assert any("lonely.dng" in note for note in found.notes)
+    assert found.items()[0].frame().mosaic.shape == found.items()[0].truth().shape[:2]
+
+
+def test_plain_folders(folders: dict[str, str], tmp_path: Path) -> None:
+    assert open_dataset(folders["raw"]).kind == "raws"
+    assert open_dataset(folders["srgb"]).kind == "photos"
+    assert open_dataset(folders["pairs"]).kind == "pairs"
+    with pytest.raises(UsageError, match="no raws, no photos"):
+        open_dataset(tmp_path)
+    both = tmp_path / "both"
+    shutil.copytree(folders["raw"], both / "raw")
+    shutil.copytree(folders["srgb"], both / "srgb")
+    assert open_dataset(both).kind == "unpaired"
+    shutil.copytree(folders["pairs"], both / "pairs")
+    with pytest.raises(UsageError, match="name one of its folders"):
+        open_dataset(both)
+
+
+def test_a_set_with_parts_is_never_tested_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    shutil.rmtree(root / "test")
+    with pytest.raises(UsageError, match="no test part"):
+        open_dataset(root).part("test")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"white": 4095}, "counts pile up and end at 1023"),
+        ({"white": 900}, "above it, up to 1023"),
+        ({"black": 300}, "far below"),
+        ({"black": 0}, "no count is below"),
+        ({"cfa": "GRBG"}, r"greens, are \[0,1\] and \[1,0\]"),
+        ({"cfa": "BGGR"}, "red and blue are the other way round"),
+    ],
+)
+def test_check_refuses_what_the_data_contradict(tmp_path: Path, settings: dict[str, object], message: str) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    (root / "dataset.json").write_text(json.dumps(settings))
+    result = CliRunner().invoke(data, ["check", str(root)], catch_exceptions=True)
+    assert result.exit_code == 1
+    assert any(message.replace("\\", "") in line for line in check(root).wrong), check(root).wrong
+
+
+@pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
+def test_the_phase_is_seen_in_pairs(cfa: str) -> None:
+    statistics = RawStatistics()
+    for mosaic, scene in shots(phone(cfa=cfa), 8):
+        statistics.add(mosaic, scene)
+    assert statistics.phase() == cfa
+    assert contradictions(statistics, detect(statistics, cfa))[0] == []
+
+
+def test_grey_pictures_tell_no_phase() -> None:
+    statistics = RawStatistics()
+    rng = np.random.default_rng(0)
+    for _ in range(8):
+        grey = np.repeat(np.repeat(rng.integers(70, 900, (16, 16)), 4, 0), 4, 1).astype(np.uint16)
+        statistics.add(grey, (grey[..., None] >> 2).astype(np.uint8).repeat(3, 2))
+    assert statistics.phase() is None
+
+
+def test_check_says_what_it_found_with_a_picture(tmp_path: Path) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    (root / "train" / "huawei_raw" / "3.png").write_bytes(b"\x89PNG cut")
+    Image.new("RGB", (10, 10)).save(root / "train" / "canon" / "4.jpg")
+    picture = tmp_path / "found.jpg"
+    result = CliRunner().invoke(data, ["check", str(root), "--json", "--out", str(picture)])
+    assert result.exit_code == 1  # two files are damaged
+    found = json.loads(result.stdout)
+    assert found["kind"] == "zrr"
+    assert found["parts"]["train"] == {"raws": 12, "photos": 12, "pairs": 12}
+    assert found["wrong"] == []
+    assert found["phase_seen"] == "RGGB"
+    assert found["clips_at"] == 1023
+    assert len(found["damaged"]) == 2
+    assert "3.png" in found["damaged"][0]
+    assert "10 x 10" in found["damaged"][1]
+    with Image.open(picture) as drawn:
+        assert drawn.width > 1000
+        assert np.asarray(drawn).std() > 20
+
+
+def test_unpaired_halves_share_no_scene() -> None:
+    items = [Item(f"s{i // 3}_{i % 3}", Path("r"), Path("p"), scene=f"s{i // 3}") for i in range(30)]
+    raws, photos, how = split_scenes(items)
+    assert {i.scene for i in raws}.isdisjoint(i.scene for i in photos)
+    assert len(raws) == len(photos) == 15
+    assert "5 scenes are raws" in how
+    unknown = [Item(str(i), Path("r"), Path("p")) for i in range(10)]
+    raws, photos, how = split_scenes(unknown)
+    assert [i.name for i in raws] == ["0", "1", "2", "3", "4"]
+    assert [i.name for i in photos] == ["5", "6", "7", "8", "9"]
+    assert all(i.photo is None for i in raws)
+    assert all(i.raw is None for i in photos)
+    with pytest.raises(UsageError, match="too few scenes"):
+        split_scenes(unknown[:1])
+
+
+def test_scenes_come_from_names_where_the_folder_says_how(tmp_path: Path) -> None:
+    write_matched(tmp_path / "train", "huawei_raw", "canon", ".jpg", shots(phone(), 12))
+    for folder, suffix in (("huawei_raw", ".png"), ("canon", ".jpg")):
+        for i in range(12):
+            path = tmp_path / "train" / folder / f"{i}{suffix}"
+            path.rename(path.with_name(f"scene{i // 4}-{i % 4}{suffix}"))
+    (tmp_path / "dataset.json").write_text('{"scene_separator": "-"}')
+    scenes = [item.scene for item in open_dataset(tmp_path).part("train")]
+    assert scenes == ["scene0"] * 4 + ["scene1"] * 4 + ["scene2"] * 4
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a JSON object"),
+        ('{"levels": 1}', "expected a JSON object with keys"),
+        ('{"black": [1, 2]}', "one number or four"),
+        ('{"cfa": "RGBW"}', "cfa must be one of"),
+        ('{"white": 10}', "are no levels"),
+    ],
+)
+def test_bad_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    (root / "dataset.json").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        open_dataset(root)
+
+
+def test_training_reads_data_set_folders(tmp_path: Path) -> None:
+    zrr, ntire = make_zrr(tmp_path / "zrr"), make_ntire(tmp_path / "ntire")
+    paired = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
+    assert [pair.name for pair in paired.pairs] == [str(i) for i in range(12)]
+    unpaired = load_sources(TrainConfig(mode="unpaired", raw=str(ntire), srgb=str(ntire)))
+    assert (len(unpaired.frames), len(unpaired.photos)) == (10, 10)
+    halves = load_sources(TrainConfig(mode="unpaired", raw=str(zrr), srgb=str(zrr)))
+    assert (len(halves.frames), len(halves.photos)) == (6, 6)
+    assert any("half of the scenes" in line for line in halves.skipped)
+    (zrr / "train" / "canon" / "5.jpg").write_bytes(b"\xff\xd8 cut")
+    fewer = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
+    assert len(fewer.pairs) == 11
+    assert any("5.jpg" in line for line in fewer.skipped)

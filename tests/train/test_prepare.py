@@ -1,0 +1,111 @@
+"""Data sets as shards: the same bytes from one process, several, or a cluster; damaged files listed, scenes apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from dataset_fixtures import make_ntire, make_zrr, phone, shots
+
+from eguot_sdk.errors import EguotError, UsageError
+from eguot_train.cli_data import data
+from eguot_train.data import prepare as module
+from eguot_train.data.prepare import SUMMARY, prepare
+from eguot_train.data.shards import read_index, shard_files
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(out.rglob("*.tar"))}
+
+
+def test_shards_hold_what_the_folder_held(tmp_path: Path) -> None:
+    root, out = make_zrr(tmp_path / "zrr"), tmp_path / "out"
+    result = prepare(root, out)
+    assert result.samples == 15
+    assert result.damaged == ()
+    samples, problem = read_index(shard_files(out / "test")[0], "pairs")
+    assert problem is None
+    for sample, (mosaic, _), number in zip(samples, shots(phone(), 3, 20), range(3), strict=True):
+        frame = sample.frame()
+        assert np.array_equal(frame.mosaic, mosaic)
+        assert (frame.cfa, frame.black, frame.white) == ("RGGB", (58, 60, 61, 62), (1023,) * 4)
+        jpeg = (root / "test" / "canon" / f"{number}.jpg").read_bytes()
+        assert jpeg in sample.shard.read_bytes()  # not encoded again
+    assert json.loads((out / SUMMARY).read_text())["kind"] == "zrr"
+
+
+def test_damaged_files_are_listed_and_left_out(tmp_path: Path) -> None:
+    root, out = make_zrr(tmp_path / "zrr"), tmp_path / "out"
+    (root / "train" / "canon" / "7.jpg").write_bytes(b"\xff\xd8 cut")
+    result = CliRunner().invoke(data, ["prepare", str(root), "--out", str(out)])
+    assert result.exit_code == 1
+    assert "skipped: " in result.stderr
+    assert "7.jpg" in result.stderr
+    names = [s.name for s in read_index(shard_files(out / "train")[0], "pairs")[0]]
+    assert names == [str(i) for i in range(12) if i != 7]
+    assert "7.jpg" in json.loads((out / SUMMARY).read_text())["damaged"][0]
+
+
+def test_unpaired_shards_share_no_scene(tmp_path: Path) -> None:
+    root, out = make_zrr(tmp_path / "zrr"), tmp_path / "out"
+    prepare(root, out, unpaired=True)
+    raws = {s.name for s in read_index(shard_files(out / "raw")[0], "raw")[0]}
+    photos = {s.name for s in read_index(shard_files(out / "srgb")[0], "srgb")[0]}
+    assert (len(raws), len(photos)) == (6, 6)
+    assert not raws & photos
+    assert read_index(shard_files(out / "raw")[0], "pairs")[0] == []
+    assert len(read_index(shard_files(out / "test")[0], "pairs")[0]) == 3
+
+
+def test_wrong_levels_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    (root / "dataset.json").write_text('{"white": 4095}')
+    with pytest.raises(UsageError, match="end at 1023"):
+        prepare(root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_an_unfinished_set_is_written_over(tmp_path: Path) -> None:
+    root, out = make_ntire(tmp_path / "ntire"), tmp_path / "out"
+    (out / "train").mkdir(parents=True)
+    (out / "train" / "shard-000009-000000.tar").write_bytes(b"of a run that was killed")
+    prepare(root, out)
+    assert not (out / "train" / "shard-000009-000000.tar").exists()
+    with pytest.raises(UsageError, match="holds a prepared set"):
+        prepare(root, out)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").touch()
+    with pytest.raises(UsageError, match=r"notes\.txt"):
+        prepare(root, tmp_path / "mine")
+
+
+def test_processes_and_a_cluster_write_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(module, "ITEMS_PER_SHARD", 4)
+    root = make_zrr(tmp_path / "zrr")
+    (root / "train" / "huawei_raw" / "2.png").write_bytes(b"\x89PNG cut")
+    monkeypatch.setattr(module, "core_count", lambda: 1)
+    alone = prepare(root, tmp_path / "alone")
+    monkeypatch.setattr(module, "core_count", lambda: 2)
+    prepare(root, tmp_path / "processes")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, host="127.0.0.1"
+    ) as cluster:
+        there = prepare(root, tmp_path / "cluster", cluster=cluster.scheduler_address)
+    expected = digests(tmp_path / "alone")
+    assert len(expected) == 4
+    assert digests(tmp_path / "processes") == digests(tmp_path / "cluster") == expected
+    assert there.damaged == alone.damaged
+    assert "2.png" in there.damaged[0]
+
+
+def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    from eguot_sdk import workers
+
+    with pytest.raises(EguotError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+        list(workers.map_cluster(str, [1], "tcp://127.0.0.1:9"))
