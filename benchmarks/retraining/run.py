@@ -93,9 +93,7 @@ def run(job: Job, data: Path, out: Path, steps: int, crop: int) -> None:
     config = config_of(job, data, steps, crop) if job.isp != "R(x)" else _reference_config(data, crop)
     started = time.monotonic()
     if job.isp == "R(x)":
-        alignment = (
-            align(config, load_sources(config)) if job.mode == "aligned" else Alignment()
-        )
+        alignment = align(config, load_sources(config)) if job.mode == "aligned" else Alignment()
         render = reference_render(alignment, config.color_input)
     else:
         train(config, place / "run", resume=(place / "run").exists())
