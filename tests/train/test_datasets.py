@@ -222,7 +222,7 @@ def test_training_reads_data_set_folders(tmp_path: Path) -> None:
     assert (len(unpaired.frames), len(unpaired.photos)) == (10, 10)
     halves = load_sources(TrainConfig(mode="unpaired", raw=str(zrr), srgb=str(zrr)))
     assert (len(halves.frames), len(halves.photos)) == (6, 6)
-    assert any("half of the scenes" in line for line in halves.skipped)
+    assert any("no scene is on both sides" in line for line in halves.notes)
     (zrr / "train" / "canon" / "5.jpg").write_bytes(b"\xff\xd8 cut")
     fewer = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
     assert len(fewer.pairs) == 11

@@ -117,6 +117,8 @@ def train(
     device = torch.device(config.device)
     sources = load_sources(config)
     echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
+    for line in sources.notes:
+        echo(line)
     for line in sources.skipped:
         echo(f"skipped {line}")
     if state and state["data"] != sources.hashes:

@@ -102,7 +102,9 @@ class Sources:
     shards: dict[Role, list[Path]] = field(default_factory=dict)
     """Role -> tar files, for the roles that come in shards."""
     skipped: list[str] = field(default_factory=list)
-    """One line per file that could not be used, and how scenes were told apart."""
+    """One line per file that could not be used."""
+    notes: list[str] = field(default_factory=list)
+    """What else a person should know of the folders."""
     hashes: dict[str, str] = field(default_factory=dict)
     """Folder role -> sha256 over the names and bytes of its files."""
 
@@ -159,7 +161,7 @@ def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
         return [raws_of, photos_of][side](items)
     raws, photos, how = split_scenes(items)
     if side == 0:
-        sources.skipped.append(f"nothing, but no scene is on both sides ({how})")
+        sources.notes.append(f"no scene is on both sides: {how}")
     return [raws, photos][side]
 
 
@@ -194,7 +196,8 @@ def _read_photos(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
 def _read_pairs(sources: Sources, folder: Path) -> None:
     dataset = open_dataset(folder)
     items = pairs_of(dataset.part("train"))
-    failed = list(dataset.notes)
+    sources.notes += dataset.notes
+    failed = []
     for item in items:
         try:
             frame, truth = _read_pair(item)
