@@ -398,7 +398,7 @@ def test_unknown_names_and_empty_folders_stop_before_anything_is_written(
     (tmp_path / "nothing").mkdir()
     for config, why in (
         (tiny("supervised", folders, isp="nothing"), "unknown ISP"),
-        (tiny("unpaired", folders, raw=str(tmp_path / "nothing")), "no usable raw files"),
+        (tiny("unpaired", folders, raw=str(tmp_path / "nothing")), "no raws, no photos"),
         (tiny("unpaired", folders, srgb=None), "needs --raw DIR and --srgb DIR"),
         (tiny("unpaired", folders, crop=48), "smaller than the crop"),
     ):
