@@ -49,7 +49,7 @@ def open_dataset(folder: str | Path) -> Dataset:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder")
+        raise UsageError(f"{folder} is not a folder")
     for kind, title, find, load in FAMILIES:
         places = find(folder)
         if places:
