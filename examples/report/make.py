@@ -25,7 +25,7 @@ from eguot_train.trainer import train
 
 ROOT = Path(__file__).resolve().parents[2]
 PHOTOS = ROOT / "examples" / "photos"
-NETWORKS = ("robustisp", "efficientisp", "qisp-s", "qisp-m", "qisp-l", "unet32", "lan")
+NETWORKS = ("robustisp", "efficientisp", "qisp-s", "qisp-m", "microisp", "unet32")
 PRECISIONS = ("fp32", "fp16", "w8a8")
 STEPS = 400
 TEST_IMAGES, TEST_HEIGHT, TEST_WIDTH = 6, 96, 128

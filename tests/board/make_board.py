@@ -50,6 +50,11 @@ class Board:
         """Its root directory, as this machine sees it."""
         return self.folder / "root"
 
+    @property
+    def wheelhouse(self) -> Path:
+        """The wheels for it, as files: what a session without an index can install from."""
+        return self.folder / "wheelhouse"
+
     def command(
         self,
         argv: Sequence[str | Path],
@@ -98,7 +103,7 @@ def make_board(folder: Path) -> Board:
         userland, wheels = (folder / stamp for stamp in STAMPS)
         _make_once(userland, f"{SUITE} 1", lambda: _make_userland(board))
         wanted = _wheels()
-        _make_once(wheels, json.dumps(wanted), lambda: _install_wheels(board, wanted))
+        _make_once(wheels, json.dumps([*wanted, "as files too"]), lambda: _install_wheels(board, wanted))
     return board
 
 
@@ -148,12 +153,16 @@ def _wheels() -> list[str]:
 
 def _install_wheels(board: Board, wheels: Sequence[str]) -> None:
     _say("installing wheels for arm64")
-    site = board.root / "opt/site"
+    kept, site = board.wheelhouse, board.root / "opt/site"
+    for_board = ["--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
+    for_board += [word for platform in PLATFORMS for word in ("--platform", platform)]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    shutil.rmtree(kept, ignore_errors=True)
+    pins = ["-c", str(ROOT / "constraints.txt")]
+    _call([*pip, "download", *for_board, "--dest", str(kept), *pins, *wheels])
     shutil.rmtree(site, ignore_errors=True)
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile"]
-    command += ["--target", str(site), "--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
-    command += [word for platform in PLATFORMS for word in ("--platform", platform)]
-    _call([*command, "-c", str(ROOT / "constraints.txt"), *wheels])
+    found = sorted(map(str, kept.glob("*.whl")))
+    _call([*pip, "install", "--no-compile", "--no-deps", "--no-index", *for_board, "--target", str(site), *found])
 
 
 def _mirror() -> list[str]:

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from samples import with_models
+
+from eguot_devices import cli
+from eguot_devices.compare import budget_lines, compare, comparison_lines, too_slow
+from eguot_devices.report import write_report
+from eguot_devices.schema import Accuracy, Latency, ModelProfile, Report
+from eguot_sdk.cli import main
+from eguot_sdk.errors import UsageError
+
+
+def changed(
+    report: Report, *, ms: float = 4.0, half_width: float = 0.1, psnr_db: float = 24.5, noise: float = 3.0
+) -> Report:
+    """The report with another tile time, quality or noise."""
+    (model,) = report.devices[0].models
+    latency = Latency(
+        first_ms=9.0,
+        p50_ms=ms,
+        p50_low_ms=ms - half_width,
+        p50_high_ms=ms + half_width,
+        p90_ms=ms,
+        p99_ms=None,
+        runs=40,
+    )
+    assert model.accuracy is not None
+    return with_models(
+        report,
+        dataclasses.replace(
+            model,
+            tile=dataclasses.replace(model.tile, latency=latency),
+            accuracy=dataclasses.replace(model.accuracy, psnr_db=psnr_db),
+            noise_pct=noise,
+        ),
+    )
+
+
+def verdicts(before: Report, after: Report) -> dict[str, str]:
+    return {change.what: change.verdict for change in compare(before, after)}
+
+
+def test_the_same_report_has_no_change(report: Report) -> None:
+    changes = compare(report, report)
+    assert {change.verdict for change in changes} == {"same"}
+    assert comparison_lines(changes) == ["3 of 3 numbers are the same within noise"]
+
+
+@pytest.mark.parametrize(
+    ("after", "half_width", "noise", "verdict"),
+    [
+        (5.0, 0.1, 3.0, "slower"),
+        (3.0, 0.1, 3.0, "faster"),
+        (5.0, 1.0, 3.0, "same"),  # the intervals overlap
+        (5.0, 0.1, 30.0, "same"),  # the machine's noise is larger
+        (4.07, 0.01, 0.0, "same"),  # below what counts at all
+    ],
+)
+def test_a_time_counts_beyond_its_interval_and_noise(
+    report: Report, after: float, half_width: float, noise: float, verdict: str
+) -> None:
+    before = changed(report, half_width=0.01)
+    assert verdicts(before, changed(report, ms=after, half_width=half_width, noise=noise))["tile"] == verdict
+
+
+def test_quality_and_memory_count_by_size(report: Report) -> None:
+    assert verdicts(report, changed(report, psnr_db=24.4))["PSNR"] == "worse"
+    assert verdicts(report, changed(report, psnr_db=24.6))["PSNR"] == "better"
+    (model,) = report.devices[0].models
+    larger = with_models(report, dataclasses.replace(model, peak_memory_mb=120.0))
+    assert verdicts(report, larger)["peak memory"] == "larger"
+
+
+def test_other_data_and_other_protocols_are_refused(report: Report) -> None:
+    assert report.pairs is not None
+    with pytest.raises(UsageError, match="different raws"):
+        compare(report, dataclasses.replace(report, raw=dataclasses.replace(report.raw, sha256="00" * 32)))
+    with pytest.raises(UsageError, match="different pairs"):
+        compare(report, dataclasses.replace(report, pairs=dataclasses.replace(report.pairs, sha256="00" * 32)))
+    (model,) = report.devices[0].models
+    other = Accuracy(protocol="aligned", images=8, psnr_db=24.5, ssim=0.91, de2000=5.25, psnr_affine_db=29.0)
+    with pytest.raises(UsageError, match="different protocols"):
+        compare(report, with_models(report, dataclasses.replace(model, accuracy=other)))
+    with pytest.raises(UsageError, match="no model on a device in common"):
+        compare(report, with_models(report, dataclasses.replace(model, name="another")))
+
+
+def test_times_of_an_emulated_device_are_not_compared(report: Report) -> None:
+    device = report.devices[0]
+    emulated = dataclasses.replace(device, machine=dataclasses.replace(device.machine, emulated="QEMU"))
+    both = dataclasses.replace(report, devices=(emulated,))
+    assert set(verdicts(both, both)) == {"peak memory", "PSNR"}
+    assert "nothing can be said" in budget_lines(emulated, 10.0)[0]
+
+
+def test_the_command_exits_3_where_a_time_grew_too_much(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(main.commands, "compare", cli.compare)  # type: ignore[attr-defined]
+    for name, ms in (("a", 4.0), ("b", 5.0)):
+        write_report(changed(report, ms=ms), tmp_path / name)
+    files = [str(tmp_path / name / "report.json") for name in ("a", "b")]
+    run = CliRunner().invoke
+    plain = run(main, ["compare", *files])
+    assert plain.exit_code == 0
+    assert "slower: look.w8a8.tflite on local: tile 4 -> 5 ms (+25.0 %)" in plain.stdout
+    failing = run(main, ["compare", *files, "--fail-slower", "10", "--json"])
+    assert failing.exit_code == 3
+    assert json.loads(failing.stdout)[0]["verdict"] == "slower"
+    assert "+25.0 %" in failing.stderr
+    assert run(main, ["compare", *files, "--fail-slower", "30"]).exit_code == 0
+    assert run(main, ["compare", *reversed(files), "--fail-slower", "1"]).exit_code == 0
+    assert run(main, ["compare", files[0], str(tmp_path / "none.json")]).exit_code == 2
+
+
+def test_too_slow_is_beyond_the_percentage(report: Report) -> None:
+    changes = compare(changed(report), changed(report, ms=4.6))
+    assert len(too_slow(changes, 10.0)) == 1
+    assert too_slow(changes, 20.0) == []
+
+
+def within(report: Report, name: str, ms: float | None, psnr_db: float | None) -> ModelProfile:
+    """A model whose frame takes so long."""
+    (model,) = report.devices[0].models
+    assert model.frame is not None
+    assert model.accuracy is not None
+    latency = dataclasses.replace(model.tile.latency, p50_ms=ms, p90_ms=ms)
+    accuracy = None if psnr_db is None else dataclasses.replace(model.accuracy, psnr_db=psnr_db)
+    frame = dataclasses.replace(model.frame, latency=latency)
+    return dataclasses.replace(model, name=name, frame=frame, accuracy=accuracy)
+
+
+def test_a_budget_names_the_best_that_fits_and_why_not_the_others(report: Report) -> None:
+    models = [within(report, n, ms, db) for n, ms, db in (("a", 10, 20), ("b", 15, 25), ("c", 20, 30), ("d", None, 40))]
+    best, *others = budget_lines(with_models(report, *models).devices[0], 16.0)
+    assert best == "best within 16 ms a frame on local: b (15.0 ms, 25.00 dB)"
+    assert "a: fits (10.0 ms), 5.00 dB worse" in others
+    assert "c: takes 20.0 ms, 4.0 too long" in others
+    assert "d: too few runs for a time" in others
+    assert "broken.tflite: could not be measured" in others
+
+
+def test_a_budget_that_nothing_fits_says_by_how_much(report: Report) -> None:
+    lines = budget_lines(with_models(report, within(report, "a", 10, 20)).devices[0], 5.0)
+    assert lines == ["nothing fits into 5 ms on local", "a: takes 10.0 ms, 5.0 too long"]
+
+
+def test_without_quality_the_fastest_is_best(report: Report) -> None:
+    models = [within(report, name, ms, None) for name, ms in (("a", 10), ("b", 5))]
+    assert budget_lines(with_models(report, *models).devices[0], 16.0)[0].startswith(
+        "best within 16 ms a frame on local: b"
+    )
