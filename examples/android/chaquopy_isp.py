@@ -75,7 +75,7 @@ class JavaRuntime(Runtime):
 
 
 def open_isp(file: bytes, model: Any) -> ISP:
-    """The ISP of a .tflite, computed by `model`, which has loaded the same file. One interpreter: one tile at a time."""
+    """The ISP of a .tflite, computed by `model`, which has loaded the same file, one tile at a time."""
     spec = find_spec(file, "the ISP file")
     if spec is None:
         raise IspFileError("the file has no ISP spec inside: make it with `eguot-sdk convert`")

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from eguot_sdk import ISP, IspSpec, RawFrame
 from eguot_sdk.runtimes.fake import FakeRuntime
