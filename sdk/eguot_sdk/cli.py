@@ -135,6 +135,10 @@ def main() -> None:
     """Train a camera ISP (raw Bayer in, sRGB out) from unpaired photos, convert it, run it, and measure it."""
 
 
+# What cannot be read is said by what reads it; access() is wrong on network drives and in emulations.
+PATH = click.Path(path_type=Path, readable=False)
+
+
 def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int | Literal["whole"] | None:
     if value is None:
         return None
@@ -180,12 +184,12 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=click.Path(path_type=Path))
-@click.option("-m", "--model", type=click.Path(path_type=Path), help="ISP file (.tflite); the default ISP without it.")
+@click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=PATH)
+@click.option("-m", "--model", type=PATH, help="ISP file (.tflite); the default ISP without it.")
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE|DIR",
     help="Picture for one input, or a folder, made if absent.  [default: the current folder]",
 )
@@ -233,7 +237,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 )
 @click.option(
     "--delegate",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="LIB",
     help="TFLite delegate library; it is code and will run.",
 )
@@ -298,7 +302,7 @@ def process(
 
 
 @main.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def inspect(file: Path, as_json: bool) -> None:
     """Show what a raw holds and the ISP will use, or what an ISP file is.

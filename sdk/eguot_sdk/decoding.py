@@ -44,12 +44,13 @@ class Decoder:
     def start(self) -> None:
         """Start the process, so that it is ready when the first raw is asked for."""
         if self._process is None or self._process.poll() is not None:
+            path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 # -P: a folder of raws that is also the current one must not choose what gets imported.
                 [sys.executable, "-P", "-m", "eguot_sdk.decoding", str(self.max_memory_bytes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(PACKAGES), "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
             )
 
     def read(self, path: Path, *, overrides: Overrides = AS_IN_FILE, lens_shading: LensShading = "auto") -> RawFrame:

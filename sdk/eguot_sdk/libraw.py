@@ -127,7 +127,12 @@ def _picture(raw: Any, copy: bool) -> LibRawPicture:
 
 def _pattern(raw: Any) -> tuple[str, tuple[int, int, int, int]]:
     """CFA phase of the visible area, and LibRaw's colour index of R, Gr, Gb, B."""
-    pattern = raw.raw_pattern if raw.raw_type.name == "Flat" else None
+    try:
+        pattern = raw.raw_pattern if raw.raw_type.name == "Flat" else None
+    except NotImplementedError as error:  # how rawpy says that LibRaw's bit pattern is none of the usual ones
+        raise UnsupportedRaw(
+            f"a colour filter array that rawpy does not know ({error}): develop it with another program"
+        ) from error
     if pattern is None:
         raise UnsupportedRaw(
             "it holds full colour for every pixel, no Bayer mosaic: use the camera's raw before demosaicing"

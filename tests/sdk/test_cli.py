@@ -431,7 +431,7 @@ def test_process_runs_an_isp_file(photos: Path, shipped: Path, tmp_path: Path) -
     for tile in ("64", "whole"):
         command = [sys.executable, "-m", "eguot_sdk.cli", "process", str(photos / "a.dng"), "-m", str(model)]
         command += ["--tile", tile, "-o", str(tmp_path / f"{tile}.png")]
-        env = os.environ | {"PYTHONPATH": str(SDK)}
+        env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert done.stderr == f"developed 1 picture: {tmp_path / tile}.png\n"
     assert (tmp_path / "64.png").read_bytes() == (tmp_path / "whole.png").read_bytes()
@@ -570,7 +570,7 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
         "heavy = {'numpy', 'rawpy', 'PIL', 'tifffile', 'torch', 'ai_edge_litert', 'eguot_train'} & set(sys.modules)\n"
         "print('heavy:', sorted(heavy))\n"
     )
-    env = os.environ | {"PYTHONPATH": str(SDK)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -587,7 +587,7 @@ def test_a_real_process_shows_no_traceback_and_no_chatter(shipped: Path, tmp_pat
         data[place] ^= 1 << int(rng.integers(0, 8))
     (tmp_path / "flipped.crw").write_bytes(data)
     code = "from eguot_sdk import cli, isp\nisp.ISP.load = lambda *a, **k: isp.ISP.fake()\ncli.main()\n"
-    env = os.environ | {"PYTHONPATH": str(SDK)}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-c", code, "process", str(tmp_path / "flipped.crw"), "-o", str(tmp_path / "out")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 1

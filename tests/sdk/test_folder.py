@@ -18,6 +18,8 @@ from PIL import Image
 from eguot_sdk import cli
 
 FILES = 1000
+PATH = os.pathsep.join([str(Path(cli.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH}
 MakeDng = Callable[..., bytes]
 
 
@@ -52,9 +54,8 @@ def test_a_thousand_files_and_a_kill(make_dng: MakeDng, tmp_path: Path) -> None:
             good.add(f"{number:04}.png")
     command = [sys.executable, "-m", "eguot_sdk.cli", "process", str(raws), "-o", str(out), "--format", "png"]
     command += ["--skip-existing", "--json", "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).resolve().parents[1])}
 
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=ENVIRONMENT)
     while first.poll() is None and (not out.is_dir() or len(list(out.glob("*.png"))) < FILES // 3):
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
@@ -62,7 +63,7 @@ def test_a_thousand_files_and_a_kill(make_dng: MakeDng, tmp_path: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.png")}
     assert FILES // 3 <= len(before) < len(good)
 
-    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     sizes: list[tuple[int, float]] = []
     while len(list(out.glob("*.png"))) < len(good) and second.poll() is None:
         sizes.append((len(list(out.glob("*.png"))), memory_mb(second.pid)))
@@ -105,12 +106,11 @@ def test_a_full_disk_is_said_and_leaves_nothing(make_dng: MakeDng, tmp_path: Pat
         "from eguot_sdk.cli import main; main(sys.argv[1:])"
     )
     out = tmp_path / "out"
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).resolve().parents[1])}
     done = subprocess.run(
         [sys.executable, "-c", limited, "process", str(raw), "-o", str(out), "--format", kind],
         capture_output=True,
         text=True,
-        env=environment,
+        env=ENVIRONMENT,
         check=False,
     )
     assert done.returncode == 1
@@ -127,12 +127,11 @@ def test_a_full_file_system_is_said(make_dng: MakeDng, tmp_path: Path) -> None:
     try:
         raw = tmp_path / "a.dng"
         raw.write_bytes(make_dng(np.random.default_rng(0).integers(64, 4000, (200, 300)).astype(np.uint16)))
-        environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).resolve().parents[1])}
         done = subprocess.run(
             [sys.executable, "-m", "eguot_sdk.cli", "process", str(raw), "-o", str(disk), "--format", "png"],
             capture_output=True,
             text=True,
-            env=environment,
+            env=ENVIRONMENT,
             check=False,
         )
         assert done.returncode == 1
