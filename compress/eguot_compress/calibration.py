@@ -30,6 +30,8 @@ CALIBRATION_CROPS = 64
 GOLDEN_CROPS = 16
 CROP = 64
 """Side of a crop in packed pixels."""
+JOINED = 128
+"""Least side of joined crops: the smallest frame that every network of the zoo takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +52,17 @@ class Calibration:
         canvas = _canvas(self.golden, side)
         truths = None if self.truths is None else _canvas(self.truths, 2 * side)
         return replace(self, golden=torch.cat([canvas, grey_ramp(side)]), truths=truths)
+
+    def joined(self) -> Calibration:
+        """The same crops four by four on larger pictures: for networks whose output depends on the whole frame."""
+        side = max(JOINED, 2 * self.golden.shape[-1])
+
+        def joined(crops: Tensor, side: int) -> Tensor:
+            return torch.cat([_canvas(four, side) for four in crops.split(4)])
+
+        truths = None if self.truths is None else joined(self.truths, 2 * side)
+        golden = torch.cat([joined(self.golden[:-1], side), grey_ramp(side)])
+        return replace(self, tiles=joined(self.tiles, side), golden=golden, truths=truths)
 
     @property
     def ramp(self) -> Tensor:

@@ -179,6 +179,8 @@ def _table(results: list[Converted]) -> str:
     for first, *rest in rows:
         cells = [first.ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(rest, widths[1:], strict=True))]
         lines.append("  ".join(cells))
+    for r in results:
+        lines.append(f"{r.format} {r.precision}: {_ops(r)}")
     if any(r.format == "coreml" for r in results):
         lines.append("Core ML files were evaluated op by op, not run on Apple hardware")
     for r in results:
@@ -186,5 +188,18 @@ def _table(results: list[Converted]) -> str:
             lines.append(
                 f"{r.format} {r.precision}: {', '.join(r.float_layers)} kept in float to meet the drop asked for"
             )
+    checked = [r.parity.scales for r in results if r.parity.scales is not None]
+    if checked:
+        total, differing = sum(c.total for c in checked), sum(c.differing for c in checked)
+        lines.append(f"scales read back from the files: {total - differing} of {total} are the network's")
     note = "~ estimated for a 30 dB picture; calibrate on pairs to measure it"
     return "\n".join([*lines, note] if any(r.parity.drop_basis == "estimate" for r in results) else lines)
+
+
+def _ops(result: Converted) -> str:
+    """The ops of a file, and what each target's delegate would leave to the CPU."""
+    ops = ", ".join(f"{name} {count}" for name, count in result.ops.items())
+    taken = [target for target, left in result.left_to_cpu.items() if not left]
+    parts = [f"all taken by {', '.join(taken)}"] if taken else []
+    parts += [f"{target} leaves {', '.join(left)}" for target, left in result.left_to_cpu.items() if left]
+    return "; ".join([ops, *parts])

@@ -32,13 +32,15 @@ def distill(
     folders: Folders | None = None,
     steps: int = STEPS,
     seed: int = 0,
+    structure: float = 0.0,
 ) -> Path:
     """Train a new `isp` on the renderings of the run `teacher` into the run folder `out`.
 
+    `structure`: weight of the difference of structure features (see `FineTune`); off unless asked for.
     Raises UsageError for an unknown architecture, CheckpointError for a teacher that is not a run.
     """
     refuse_existing(out)
-    plan = FineTune(steps=steps, lr=LR, label="distill")
+    plan = FineTune(steps=steps, lr=LR, label="distill", structure=structure)
     loaded = load_run(Path(teacher))
     loaded.net.requires_grad_(False)
     torch.manual_seed(seed)

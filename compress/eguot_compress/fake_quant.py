@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from eguot_sdk.errors import CheckpointError, EguotError
+from eguot_train.isps.microisp import at_least
 
 Bits = Literal[8, 16]
 PERCENTILE = 99.99
@@ -34,7 +35,7 @@ _ELEMENTWISE: set[Any] = {operator.add, operator.sub, operator.mul, operator.iad
 _VALUE: set[Any] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
-                         operator.getitem, "flatten", "view", "reshape", "permute", "contiguous"}  # fmt: skip
+                         at_least, operator.getitem, "flatten", "view", "reshape", "permute", "contiguous"}  # fmt: skip
 _CONCAT: set[Any] = {torch.cat, torch.concat}
 _FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
                                         "sigmoid": (1 / 256, -128), nn.Tanh: (1 / 128, 0),

@@ -3,6 +3,8 @@
 The target of a crop is the teacher's rendering (weight 0.7) and, where known, the truth (0.3); without a teacher it
 is the truth alone. The teacher counts less where it contradicts itself: a crop and its transpose are the same scene
 (the Bayer pattern R Gr Gb B transposes into itself with the greens swapped), so its two renderings should agree.
+The colour expert may judge renderings beside their targets; like the training loop, its share is that of gradient norms
+on the picture, so it does not depend on how large losses are.
 """
 
 from __future__ import annotations
@@ -19,22 +21,31 @@ from torch import Tensor, nn
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.progress import progress_bar
 from eguot_train.cost import low_pass
+from eguot_train.experts import ColourExpert, Committee
+from eguot_train.experts.structure import structure
 from eguot_train.losses import pair_loss
 
 from .material import Material
 
 TEACHER_SHARE = 0.7
 CONFIDENCE_SCALE = 0.05
+EXPERT_WIDTH = 16
+EXPERT_STARTS_AT = 0.1
+"""Share of the steps that the expert learns before it is heard."""
 LOG_EVERY = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
-    """How long and how fast. `lr` falls by a cosine to 2% of itself."""
+    """How long, how fast, and what counts beside pictures. `lr` falls by a cosine to 2% of itself."""
 
     steps: int
     lr: float
     label: str
+    colour_share: float = 0.0
+    """Gradient norm of the colour expert's loss on the picture over that of the rest; 0: no expert."""
+    structure: float = 0.0
+    """Weight of the mean absolute difference of structure features (normalised luma, gradients, coherence)."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -57,16 +68,23 @@ def fine_tune(
         raise UsageError("raws alone hold no truth to learn from: give --pairs DIR, or --teacher RUN")
     optimizer = torch.optim.Adam(student.parameters(), plan.lr, betas=(0.9, 0.99))
     student.train()
+    committee = _colour_committee(plan.colour_share, material.seed) if plan.colour_share > 0 else None
     with open(log_path, "w", encoding="utf-8") as log, progress_bar(plan.steps, label=plan.label) as bar:
         for step, planes, truth in material.stream(plan.steps):
             cosine = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
             optimizer.param_groups[0]["lr"] = plan.lr * (0.02 + 0.98 * cosine)
-            loss = _loss(student(planes), truth, teacher, planes)
+            rendered = student(planes)
+            loss, target = _loss(rendered, truth, teacher, planes, plan.structure)
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise EguotError(f"{plan.label}: the loss is {value} at step {step}; start from another run or seed")
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            if committee is None:
+                loss.backward()
+            else:
+                committee.step(target, rendered.detach().clamp(0, 1))
+                heard = plan.colour_share if step >= EXPERT_STARTS_AT * plan.steps else 0.0
+                rendered.backward(_with_expert(loss, rendered, target, committee, heard))
             torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
             optimizer.step()
             if after_step is not None:
@@ -77,18 +95,45 @@ def fine_tune(
     student.eval()
 
 
-def _loss(rendered: Tensor, truth: Tensor | None, teacher: nn.Module | None, planes: Tensor) -> Tensor:
-    to_truth = pair_loss(rendered, truth).mean() if truth is not None else None
+def _colour_committee(share: float, seed: int) -> Committee:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return Committee([ColourExpert(EXPERT_WIDTH)], [share])
+
+
+def _loss(
+    rendered: Tensor, truth: Tensor | None, teacher: nn.Module | None, planes: Tensor, structure_weight: float
+) -> tuple[Tensor, Tensor]:
+    """The loss of a batch, and the pictures it pulls to: the truth where known, else the teacher's."""
+
+    def distance(target: Tensor) -> Tensor:
+        found = pair_loss(rendered, target)
+        if structure_weight > 0:
+            found = found + structure_weight * (structure(rendered) - structure(target)).abs().mean((1, 2, 3))
+        return found
+
+    to_truth = distance(truth).mean() if truth is not None else None
     if teacher is None:
         assert to_truth is not None
-        return to_truth
+        assert truth is not None
+        return to_truth, truth
     with torch.no_grad():
         target = teacher(planes).clamp(0, 1)
         weight = confidence(teacher, planes, target)
-    to_teacher = (weight * pair_loss(rendered, target)).sum() / weight.sum()
-    if to_truth is None:
-        return to_teacher
-    return TEACHER_SHARE * to_teacher + (1 - TEACHER_SHARE) * to_truth
+    to_teacher = (weight * distance(target)).sum() / weight.sum()
+    if to_truth is None or truth is None:
+        return to_teacher, target
+    return TEACHER_SHARE * to_teacher + (1 - TEACHER_SHARE) * to_truth, truth
+
+
+def _with_expert(loss: Tensor, rendered: Tensor, target: Tensor, committee: Committee, share: float) -> Tensor:
+    """Gradient of the loss on the picture, plus the expert's at `share` of its norm."""
+    (gradient,) = torch.autograd.grad(loss, rendered, retain_graph=True)
+    if share == 0:
+        return gradient
+    (judged,) = committee.losses(rendered, target).values()
+    (other,) = torch.autograd.grad(judged, rendered, retain_graph=True)
+    return gradient + share * gradient.norm() / other.norm().clamp(min=1e-12) * other
 
 
 def confidence(teacher: nn.Module, planes: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ and from the targets' published op lists; what no rule knows is not reported, so
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,6 +25,7 @@ from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
 from .fake_quant import quantise_body, trace_body
+from .integer_form import integer_form
 
 Target = Literal["tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -40,6 +41,10 @@ DELEGATE_OPS: dict[Target, set[str]] = {
     "nnapi": _BASE | {"SPACE_TO_DEPTH", "TRANSPOSE", "RESIZE_NEAREST_NEIGHBOR"},
 }
 """Built-in ops a delegate takes; other ops of a file fall back to the CPU there."""
+
+INT8 = "int8"
+"""Where a finding lies that stops integer files only."""
+NEEDS_HALF = "everything: it computes in float32, the Neural Engine in fp16"
 
 _NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _SHUFFLES: set[Any] = {nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle}
@@ -80,6 +85,19 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
     return sorted(wanted, key=lambda f: f.severity)
 
 
+def left_to_cpu(format_: str, ops: Iterable[str], *, half: bool = False) -> dict[Target, list[str]]:
+    """By target that can run files of a format: the ops its delegate does not take. `half`: the file computes in fp16.
+
+    From published op lists, not from a device.
+    """
+    if format_ == "tflite":
+        found = {target: sorted(set(ops) - taken) for target, taken in DELEGATE_OPS.items()}
+        return {"tflite-cpu": sorted(set(ops) & {"CUSTOM"}), **found}
+    if format_ == "coreml" and not half:  # which fp16 ops the Neural Engine takes is not published
+        return {"coreml-ane": [NEEDS_HALF]}
+    return {}
+
+
 def lint_network(net: IspNet) -> Iterator[Finding]:
     """Findings on the deployed form of a network, trained or not."""
     net = written_out(net.deploy()).eval()
@@ -93,9 +111,9 @@ def lint_network(net: IspNet) -> Iterator[Finding]:
         for rule in (_rank, _shuffle, _slicing, _activation, _norm):
             yield from rule(node, modules)
     try:
-        quantise_body(net)
+        quantise_body(integer_form(net))
     except EguotError as error:
-        yield Finding(severity="error", targets=_TFLITE, where="int8", what=str(error))
+        yield Finding(severity="error", targets=TARGETS, where=INT8, what=str(error))
 
 
 def _context_findings(net: IspNet) -> Iterator[Finding]:
@@ -176,7 +194,8 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Findin
     if kind in (nn.PReLU, F.prelu, torch.prelu):
         yield Finding(
             severity="warning", targets=("tflite-cpu", "nnapi"), where=_where(node),
-            what="PReLU has no fast int8 kernel (7 times slower than ReLU here); use ReLU or leaky ReLU",
+            what="PReLU has no fast int8 kernel: int8 files hold two depthwise convolutions and a sum for it; "
+            "use ReLU or leaky ReLU",
         )  # fmt: skip
     if kind in _SQUASHES and _reaches_output(node):
         yield Finding(

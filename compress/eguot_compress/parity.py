@@ -54,6 +54,14 @@ class Difference:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScaleCheck:
+    """How many scales of the quantised network there are, and how many of either side the other lacks."""
+
+    total: int
+    differing: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parity:
     """One file against torch on the golden set."""
 
@@ -69,9 +77,13 @@ class Parity:
     """`pairs`: against true pictures. `estimate`: against a picture of 30 dB with independent errors."""
     banding_lsb: float
     """Grey ramp: largest difference between the file's step from column to column and the network's."""
+    scales: ScaleCheck | None = None
+    """Scales read back from the file against those of the quantised network; None for float files."""
 
     def problem(self, precision: Precision) -> str | None:
         """What falls short of what this precision must reach; None where nothing does."""
+        if self.scales is not None and self.scales.differing:
+            return f"{self.scales.differing} of {self.scales.total} scales in the file are not the network's"
         if precision in FLOOR_DB:
             floor = FLOOR_DB[precision]
             return None if self.twin.psnr_db >= floor else f"{self.twin.psnr_db:.1f} dB to torch, {floor:.0f} needed"
@@ -83,7 +95,7 @@ class Parity:
         return None
 
 
-def measure(file: Tensor, twin: Tensor, network: Tensor, calibration: Calibration) -> Parity:
+def measure(file: Tensor, twin: Tensor, network: Tensor, calibration: Calibration, scales: ScaleCheck | None) -> Parity:
     """Compare renderings [N, 3, 2c, 2c] of `calibration.golden`."""
     return Parity(
         twin=Difference.between(file, twin),
@@ -92,6 +104,7 @@ def measure(file: Tensor, twin: Tensor, network: Tensor, calibration: Calibratio
         twin_drop_db=drop_db(twin, network, calibration.truths),
         drop_basis="estimate" if calibration.truths is None else "pairs",
         banding_lsb=banding_lsb(file[-1], network[-1]),
+        scales=scales,
     )
 
 

@@ -2,7 +2,7 @@
 
 Starts from post-training quantisation, so the first step is already close. Weight scales stay; activation ranges
 follow the data for the first 60% of the steps and are then frozen. The teacher is the float run itself unless
-another is given; true pictures, where known, pull as well.
+another is given; true pictures, where known, pull as well, and so does the colour expert at low weight.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ FREEZE_AT = 0.6
 SETTLE_EVERY = 10
 KEEP = 0.9
 """Share of the old range kept at each settling."""
+COLOUR_SHARE = 0.03
+"""The colour expert, at low weight: rounding shows first as a cast."""
 
 
 def qat(
@@ -41,7 +43,7 @@ def qat(
     """Fine-tune the int8 form of `run` into the run folder `out`. Raises UsageError, CheckpointError, EguotError."""
     run, folders = Path(run), folders or Folders()
     refuse_existing(out)
-    plan = FineTune(steps=steps, lr=LR, label="qat")
+    plan = FineTune(steps=steps, lr=LR, label="qat", colour_share=COLOUR_SHARE)
     loaded = load_run(run)
     guide = load_teacher(teacher, loaded) if teacher is not None else loaded
     material = Material(loaded, folders, seed=seed, batch=BATCH)

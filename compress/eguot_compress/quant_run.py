@@ -26,6 +26,7 @@ from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
 from .fake_quant import QuantState, last_convolution
+from .integer_form import integer_form
 
 FILE = "quantisation.json"
 VERSION = 1
@@ -40,7 +41,7 @@ def refuse_existing(out: Path) -> None:
 def trainable_net(loaded: LoadedRun) -> IspNet:
     """The run's network, where its weights can be kept in quantised form. Raises UsageError where they cannot."""
     net = loaded.net
-    if written_out(net.deploy()) is not net or last_convolution(net) is None:
+    if written_out(net.deploy()) is not net or integer_form(net) is not net or last_convolution(net) is None:
         raise UsageError(
             f"{loaded.config.isp} is rebuilt when it is deployed, so a run cannot hold its int8 form: "
             "convert the float run with --precision w8a8, which quantises after training"

@@ -23,6 +23,7 @@ NOISE = re.compile(
     r"|Created TensorFlow Lite XNNPACK delegate"
     r"|torchvision is not installed"
     r"|has not been tested with coremltools"
+    r"|scikit-learn version .* is not supported"  # only its converters of trees and the like need it
     r"|Failed to load _ML"  # Core ML's own runtime, on macOS only
     r"|Running MIL .* pipeline|Converting PyTorch Frontend"
     r"|^\s*$"

@@ -12,13 +12,18 @@ import numpy as np
 
 from .errors import RawError
 from .ingest import balanced_gains, color_matrix
+from .ispfile import describe
+from .protofile import describe_mlpackage, describe_onnx
 from .raw import RawFrame, read_raw
 
 PLANES = "R, Gr, Gb, B"
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """Facts of a raw or an ISP file, told apart by content. Raises RawError or IspFileError."""
+    """Facts of a raw or an ISP file (.tflite, .onnx, .mlpackage). Raises RawError or IspFileError."""
+    kind = path.suffix.lower()
+    if kind == ".mlpackage" and path.is_dir():
+        return _facts(path, describe_mlpackage(path))
     if not path.is_file():
         raise RawError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a raw or an ISP file")
     try:
@@ -26,8 +31,10 @@ def inspect_file(path: Path) -> dict[str, Any]:
             head = file.read(8)
     except OSError as error:
         raise RawError(f"{path}: cannot be opened ({error.strerror or error})") from error
-    if head[4:8] == b"TFL3" or path.suffix.lower() == ".tflite":
-        return _isp_facts(path)
+    if head[4:8] == b"TFL3" or kind == ".tflite":
+        return _facts(path, describe(path))
+    if kind == ".onnx":
+        return _facts(path, describe_onnx(path))
     from .chatter import quiet
 
     with quiet():
@@ -120,12 +127,11 @@ def _warnings(frame: RawFrame) -> list[str]:
     return found
 
 
-def _isp_facts(path: Path) -> dict[str, Any]:
-    from .ispfile import describe
-
-    contents = describe(path)
+def _facts(path: Path, contents: dict[str, Any]) -> dict[str, Any]:
     spec = contents.pop("spec")
-    warnings = [] if spec else ["no ISP spec inside: this is a .tflite, but not one `eguot-sdk process` can run"]
+    warnings = [] if spec else ["no ISP spec inside: this is a model, but not one that `eguot-sdk convert` wrote"]
+    if contents["format"] != "tflite":
+        warnings.append("`eguot-sdk process` runs .tflite files; this one is for the program that embeds it")
     return {"kind": "isp", **contents, "file": str(path), "spec": spec, "warnings": warnings}
 
 

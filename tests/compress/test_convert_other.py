@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from eguot_compress.convert import Converted, Holding, convert
 from eguot_compress.convert.formats import FORMATS, as_stored, from_stored
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
+from eguot_sdk.inspection import inspect_file
 from eguot_sdk.spec import IspSpec
 from eguot_train.checkpoint import load_run
 from eguot_train.isps.base import IspNet
@@ -69,6 +72,30 @@ def test_onnx_holds_plain_ops_its_spec_and_nothing_of_this_machine(
     with np.load(path.with_name(path.name + ".golden.npz")) as golden:
         assert spec.golden is not None
         assert hashlib.sha256(golden["output"].tobytes()).hexdigest() == spec.golden.output_sha256
+
+
+def test_inspect_reads_an_onnx_file_as_onnx_does(onnx_files: dict[str, Converted]) -> None:
+    import onnx
+
+    path = path_of(onnx_files["w8a8"])
+    facts, model = inspect_file(path), onnx.load(str(path))
+    assert facts["ops"] == dict(Counter(n.op_type for n in model.graph.node).most_common())
+    assert facts["constant_bytes"] == sum(onnx.numpy_helper.to_array(i).nbytes for i in model.graph.initializer)
+    assert facts["input"][0] == {"name": "raw", "shape": [1, 4, "h", "w"], "dtype": "float32"}
+    assert IspSpec.from_json(json.dumps(facts["spec"])).architecture == "qisp-s"
+
+
+def test_inspect_reads_a_package_as_coremltools_does(coreml_files: dict[str, Converted]) -> None:
+    from eguot_compress.convert.mil import MilProgram
+
+    path = path_of(coreml_files["w8a8"])
+    facts = inspect_file(path)
+    assert facts["ops"] == dict(Counter(op.op_type for op in MilProgram(path).operations).most_common())
+    side = facts["spec"]["tile"] + 2 * facts["spec"]["halo"]
+    assert facts["input"] == [{"name": "raw", "shape": [1, 4, side, side], "dtype": "float32"}]
+    assert facts["output"][0]["name"] == "srgb"
+    assert facts["bytes"] == coreml_files["w8a8"].bytes
+    assert facts["specification"] == 8
 
 
 def test_onnx_takes_any_tile(run: Path, onnx_files: dict[str, Converted]) -> None:

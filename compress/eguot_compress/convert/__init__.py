@@ -27,15 +27,19 @@ from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, ending_in_convolution, quantise_body
+from eguot_compress.integer_form import integer_form
+from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
 from eguot_compress.ptq import post_train
 from eguot_compress.quant_run import load_scales
-from eguot_sdk.errors import GateError, OutputError, UsageError
+from eguot_sdk.errors import EguotError, GateError, OutputError, UsageError
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
 from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
+from .contents import compare_scales
+from .coreml import FLOAT32_COMPUTE
 from .formats import FORMATS, FileFormat, Format, as_stored, from_stored
 
 BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
@@ -59,6 +63,9 @@ class Converted:
     parity: Parity
     runtime: str
     """What ran the file for parity."""
+    ops: dict[str, int]
+    left_to_cpu: dict[Target, list[str]]
+    """By target: the ops of the file that its delegate does not take, by published lists."""
     float_layers: tuple[str, ...]
     """Layers put back to float to meet the drop asked for."""
     problem: str | None
@@ -106,11 +113,12 @@ def convert_each(
     jobs = plan(formats, precisions)
     loaded = load_run(run)
     say = echo or (lambda line: None)
+    _refuse_unfit(loaded.net, jobs)
     subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
     _make_folder(out)
-    for format_, precision in jobs:
+    for at, (format_, precision) in enumerate(jobs, 1):
         name = f"{subject.name}.{precision}.{FORMATS[format_].suffix}"
-        say(f"{name}: converting")
+        say(f"{name}: converting ({at} of {len(jobs)})")
         result = _write_one(subject, out, format_, precision, max_drop_db)
         say(f"{name}: {result.problem or 'written'} ({result.seconds:.1f} s)")
         yield result
@@ -135,12 +143,33 @@ def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[Format
     return pairs
 
 
+TARGET_OF: dict[Format, Target] = {"tflite": "tflite-cpu", "coreml": "coreml-ane"}
+"""The target whose refusals stop a conversion to a format."""
+
+
+def _refuse_unfit(net: IspNet, jobs: Sequence[tuple[Format, Precision]]) -> None:
+    """Raises EguotError with the first thing that lint holds against the network in a format asked for."""
+    errors = [f for f in lint_network(net) if f.severity == "error"]
+    for format_, precision in jobs:
+        for finding in errors:
+            concerns_it = finding.where != INT8 or BITS.get(precision) is not None
+            if concerns_it and (format_ not in TARGET_OF or TARGET_OF[format_] in finding.targets):
+                if format_ == "onnx" and finding.where != INT8:  # onnxruntime takes what phones do not
+                    continue
+                raise EguotError(
+                    f"{net.name} cannot become {format_} {precision}: {finding.where}: {finding.what} "
+                    f"(`eguot-sdk lint --isp {net.name}` lists all)"
+                )
+
+
 class _Subject:
     """What all files of one conversion share: the network, its golden renderings, its scales, its provenance."""
 
     def __init__(self, loaded: LoadedRun, name: str, calibration: Calibration, run: Path) -> None:
         self.net = cast("IspNet", ending_in_convolution(written_out(loaded.net.deploy()).eval()))
-        self.loaded, self.name, self.calibration = loaded, name, calibration
+        self.integer_net = integer_form(self.net)
+        self.loaded, self.name = loaded, name
+        self.calibration = calibration.joined() if self.net.global_context else calibration
         self.provenance = _provenance(loaded, run, calibration)
         self.scales = load_scales(run)
         self._quantised: dict[Precision, Holding] = {}
@@ -153,7 +182,7 @@ class _Subject:
             if precision == "w8a8" and self.scales is not None:
                 self._quantised[precision] = Holding(self.net, self.scales)
             else:
-                made = post_train(self.net, self.calibration.tiles, bits=BITS[precision])
+                made = post_train(self.integer_net, self.calibration.tiles, bits=BITS[precision])
                 self._quantised[precision] = Holding(*made)
         return self._quantised[precision]
 
@@ -196,10 +225,15 @@ class Holding:
         net.get_submodule(name).load_state_dict(original.get_submodule(name).state_dict())
         return Holding(net, dataclasses.replace(self.state, float_layers=(*self.state.float_layers, name)))
 
+    def _plain(self, name: str) -> bool:
+        """Whether every format can keep the layer in float: a convolution of one group with a bias."""
+        layer = self.net.get_submodule(name)
+        return isinstance(layer, torch.nn.Conv2d) and layer.groups == 1 and layer.bias is not None
+
     def worst_layer(self, original: IspNet, network: Tensor, calibration: Calibration) -> tuple[str, Holding]:
         """The layer whose rounding costs most, and the holding with it in float."""
         assert self.state is not None
-        found = {name: self.with_float_layer(name, original) for name in self.state.weights}
+        found = {name: self.with_float_layer(name, original) for name in self.state.weights if self._plain(name)}
         losses = {n: drop_db(h.render(calibration.golden), network, calibration.truths) for n, h in found.items()}
         worst = min(losses, key=lambda name: losses[name])
         return worst, found[worst]
@@ -220,11 +254,12 @@ def _write_one(
         parity = _write_and_measure(kind, spec, path, holding, network, check, side)
         problem = parity.problem(precision) or _drop_problem(parity, max_drop_db)
         if problem and parity.problem(precision) is None and holding.state is not None:
-            worst, retried = holding.worst_layer(subject.net, network, check)
+            worst, retried = holding.worst_layer(subject.integer_net, network, check)
             parity = _write_and_measure(kind, spec, path, retried, network, check, side)
             still = parity.problem(precision) or _drop_problem(parity, max_drop_db)
             problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None
             holding, layers = retried, (worst,)
+        contents = kind.read(path)
         golden = _golden_input(check, spec, side if kind.fixed_tile else None)
         golden_in = as_stored(golden, spec)
         golden_out = kind.run(path, golden_in)
@@ -240,7 +275,9 @@ def _write_one(
     final = out / f"{subject.name}.{precision}.{kind.suffix}"
     return Converted(
         format=format_, precision=precision, path=None if problem else final, bytes=size, parity=parity,
-        runtime=kind.runtime, float_layers=layers, problem=problem, seconds=time.monotonic() - started,
+        runtime=kind.runtime, ops=contents.ops,
+        left_to_cpu=left_to_cpu(format_, contents.ops, half=precision not in FLOAT32_COMPUTE),
+        float_layers=layers, problem=problem, seconds=time.monotonic() - started,
     )  # fmt: skip
 
 
@@ -251,17 +288,23 @@ def _write_and_measure(
     kind.write(holding.net, spec.precision, path, side=side, state=holding.state)
     kind.embed(path, spec)
     file = from_stored(kind.run(path, as_stored(check.golden, spec)), spec)
-    twin = network if holding.state is None else holding.render(check.golden)
-    return measure(file, twin, network, check)
+    if holding.state is None:
+        return measure(file, network, network, check, None)
+    scales = compare_scales(kind.read(path), holding.state)
+    return measure(file, holding.render(check.golden), network, check, scales)
 
 
 def _golden_input(check: Calibration, spec: IspSpec, side: int | None) -> Tensor:
-    """[1, 4, h, w]: a small crop; where the file takes one size only, in the middle of a black tile of it."""
-    crop = check.golden[:1, :, :GOLDEN_SIDE, :GOLDEN_SIDE]
+    """[1, 4, h, w]: a small crop, or a whole one for a network that must see the whole frame.
+
+    Where the file takes one size only, in the middle of a black tile of it.
+    """
+    wanted = check.golden.shape[-1] if spec.global_context else GOLDEN_SIDE
+    crop = check.golden[:1, :, :wanted, :wanted]
     if side is None:
         return crop
-    before = (side - GOLDEN_SIDE) // 2
-    after = side - GOLDEN_SIDE - before
+    before = (side - crop.shape[-1]) // 2
+    after = side - crop.shape[-1] - before
     return torch.nn.functional.pad(crop, (before, after, before, after))
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from eguot_train.isps.base import IspNet
 
 KEY = "EGUOT_ISP"
+MOVES_SCALES = "common::distributive_quantized_binary_op_scale_normalization"
+"""A pass that folds the scale of a sum into its neighbours: same numbers, but other scales than the network's."""
+POOLS = (torch.ops.aten.max_pool2d.default, torch.ops.aten.avg_pool2d.default)
 FLOAT32_COMPUTE: tuple[Precision, ...] = ("fp32", "w8a8")
 
 
@@ -81,10 +84,13 @@ def _convert(module: nn.Module, precision: Precision, path: Path, side: int) -> 
         raise MissingDependency("coremltools", needed_for="a Core ML file", pip="eguot-sdk[coreml]") from error
     example = torch.zeros(1, 4, side, side)
     compute = ct.precision.FLOAT32 if precision in FLOAT32_COMPUTE else ct.precision.FLOAT16
+    passes = ct.PassPipeline.DEFAULT
+    passes.remove_passes([MOVES_SCALES])
     with quietly():
         try:
             with torch.no_grad():
                 exported: Any = torch.export.export(module.eval(), (example,)).run_decompositions({})
+            _spell_out_strides(exported)
             model = ct.convert(
                 exported,
                 convert_to="mlprogram",
@@ -92,6 +98,7 @@ def _convert(module: nn.Module, precision: Precision, path: Path, side: int) -> 
                 outputs=[ct.TensorType(name="srgb", dtype=np.float32)],
                 compute_precision=compute,
                 minimum_deployment_target=ct.target.iOS17,
+                pass_pipeline=passes,
                 skip_model_load=True,
             )
         except Exception as error:  # the converter raises whatever its passes raise
@@ -100,3 +107,10 @@ def _convert(module: nn.Module, precision: Precision, path: Path, side: int) -> 
         model.save(str(path))
         del model, exported
         gc.collect()  # as above
+
+
+def _spell_out_strides(exported: Any) -> None:
+    """A pooling's stride is its kernel where none is given; the converter wants it said."""
+    for node in exported.graph.nodes:
+        if node.op == "call_function" and node.target in POOLS and len(node.args) == 2:
+            node.args = (*node.args, node.args[1])

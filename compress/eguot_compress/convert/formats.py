@@ -18,6 +18,7 @@ from eguot_sdk.ispfile import embed_spec
 from eguot_sdk.spec import IspSpec, Precision, TensorSpec
 from eguot_train.isps.base import IspNet
 
+from .contents import Contents, read_coreml, read_onnx, read_tflite
 from .coreml import embed_coreml, run_coreml, write_coreml
 from .onnx_file import embed_onnx, run_onnx, write_onnx
 from .tflite import to_tflite
@@ -47,6 +48,8 @@ class FileFormat:
     write: Write
     embed: Callable[[Path, IspSpec], None]
     run: Callable[[Path, Stored], Stored]
+    read: Callable[[Path], Contents]
+    """What a file holds."""
     inputs: dict[Precision, TensorSpec]
     """How input is stored; float32 where not listed."""
     outputs: dict[Precision, TensorSpec]
@@ -84,6 +87,7 @@ FORMATS: dict[Format, FileFormat] = {
         write=_write_tflite,
         embed=_embed_tflite,
         run=run_tflite,
+        read=read_tflite,
         inputs={"w8a8": INT8, "w8a16": INT16},
         outputs={"w8a8": INT8},
     ),
@@ -96,6 +100,7 @@ FORMATS: dict[Format, FileFormat] = {
         write=write_coreml,
         embed=embed_coreml,
         run=_on_tensors(run_coreml),
+        read=read_coreml,
         inputs={},
         outputs={},
     ),
@@ -108,6 +113,7 @@ FORMATS: dict[Format, FileFormat] = {
         write=write_onnx,
         embed=embed_onnx,
         run=_on_tensors(run_onnx),
+        read=read_onnx,
         inputs={},
         outputs={},
     ),

@@ -1,0 +1,48 @@
+"""The form a network takes before it is quantised: layers without an integer form, written out in ones that have it.
+
+The numbers stay the same. PReLU with a slope per channel is relu(x) (1 - a) + x a: two depthwise 1x1 convolutions and
+a sum. Their weights are one per channel, so int8 holds them exactly. With one slope it is a leaky ReLU.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from eguot_train.isps.base import IspNet
+
+
+class SlopedRelu(nn.Module):
+    """PReLU with a slope per channel, in ops that runtimes have in int8."""
+
+    def __init__(self, prelu: nn.PReLU) -> None:
+        super().__init__()
+        channels = prelu.num_parameters
+        self.above = nn.Conv2d(channels, channels, 1, groups=channels)
+        self.below = nn.Conv2d(channels, channels, 1, groups=channels)
+        slopes = prelu.weight.detach()[:, None, None, None]
+        with torch.no_grad():
+            self.above.weight.copy_(1 - slopes)
+            self.below.weight.copy_(slopes)
+            for conv in (self.above, self.below):
+                nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.above(torch.relu(x)) + self.below(x)
+        return total
+
+
+def integer_form(net: IspNet) -> IspNet:
+    """A copy of `net` that can be quantised, or `net` itself where nothing has to change."""
+    found = {name: module for name, module in net.named_modules() if isinstance(module, nn.PReLU)}
+    if not found:
+        return net
+    twin = copy.deepcopy(net)
+    for name, prelu in found.items():
+        if prelu.num_parameters == 1:
+            twin.set_submodule(name, nn.LeakyReLU(float(prelu.weight.detach())))
+        else:
+            twin.set_submodule(name, SlopedRelu(prelu))
+    return twin.eval()

@@ -1,0 +1,120 @@
+"""Scales read back from files, and the check that holds them against the network."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from eguot_compress.convert.contents import Contents, compare_scales
+from eguot_compress.convert.formats import FORMATS, Format
+from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
+from eguot_compress.integer_form import integer_form
+from eguot_compress.parity import Difference
+from eguot_compress.ptq import post_train
+from eguot_sdk.spec import Precision
+from eguot_train.isps.base import IspNet
+
+STATE = QuantState(bits=8, activations={"q_input": (1 / 255, -128), "q_relu": (0.25, 3)},
+                   weights={"a": (0.1, 0.2), "b": (0.5,)}, float_layers=("b",))  # fmt: skip
+
+
+def held(activations: set[tuple[float, int]], *weights: tuple[float, ...], half: bool = False) -> Contents:
+    kind = np.float16 if half else np.float32
+    return Contents(
+        ops={},
+        activations=frozenset((float(np.float32(s)), z) for s, z in activations),
+        weights=frozenset(tuple(float(kind(s)) for s in scales) for scales in weights),
+        half_scales=half,
+    )
+
+
+@pytest.mark.parametrize(
+    ("contents", "differing"),
+    [
+        (held({(1 / 255, -128), (0.25, 3)}, (0.2, 0.1)), 0),
+        (held({(1 / 255, -128), (0.25, 3)}, (0.2, 0.1), half=True), 0),
+        (held({(1 / 255, -128), (0.25, 4)}, (0.1, 0.2)), 2),  # one of each side
+        (held({(1 / 255, -128)}, (0.1, 0.2)), 1),
+        (held({(1 / 255, -128), (0.25, 3)}, (0.1, 0.2), (0.5,)), 1),  # the layer that should be float
+        (held({(1 / 255, -128), (0.25, 3)}, (0.1, 0.2000001)), 4),
+        (held({(1 / 255, -128), (0.25, 3)}), 2),
+    ],
+)
+def test_differences_count_on_both_sides(contents: Contents, differing: int) -> None:
+    check = compare_scales(contents, STATE)
+    assert check.total == 4
+    assert check.differing == differing
+
+
+@pytest.mark.parametrize("format_", ["tflite", "onnx", "coreml"])
+@pytest.mark.parametrize("precision", ["w8", "w8a8", "w8a16"])
+def test_every_scale_of_a_real_file(
+    tiny: IspNet, pictures: Tensor, tmp_path: Path, format_: Format, precision: Precision
+) -> None:
+    pytest.importorskip({"onnx": "onnxscript", "coreml": "coremltools", "tflite": "litert_torch"}[format_])
+    kind = FORMATS[format_]
+    if precision not in kind.precisions:
+        pytest.skip(f"{format_} holds no {precision}")
+    net, state = post_train(tiny, pictures, bits={"w8": None, "w8a8": 8, "w8a16": 16}[precision])  # type: ignore[arg-type]
+    path = tmp_path / f"t.{kind.suffix}"
+    kind.write(net, precision, path, side=16, state=state)
+    check = compare_scales(kind.read(path), state)
+    assert check.differing == 0
+    assert check.total == len(state.activations) + 3 * 8 + 12
+    scales = state.weights["first"]
+    odd = dataclasses.replace(state, weights={**state.weights, "first": (scales[0] * 1.01, *scales[1:])})
+    assert compare_scales(kind.read(path), odd).differing == 16
+
+
+class _Sloped(IspNet):
+    name, shuffle, halo, multiple = "sloped", 2, 3, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.each, self.one = nn.PReLU(6), nn.PReLU()
+        self.tail = nn.Conv2d(6, 12, 3, padding=1)
+        with torch.no_grad():
+            self.each.weight.copy_(torch.linspace(-0.3, 1.2, 6))
+            self.one.weight.fill_(0.2)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(self.one(self.b(self.each(self.a(planes)))))  # type: ignore[no-any-return]
+
+
+def test_prelu_written_out_computes_the_same(pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    net = _Sloped().eval()
+    twin = integer_form(net)
+    assert twin is not net
+    assert not any(isinstance(m, nn.PReLU) for m in twin.modules())
+    torch.testing.assert_close(twin(pictures), net(pictures))
+    plain = integer_form(twin)
+    assert plain is twin
+
+
+def test_prelu_reaches_an_int8_file(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = integer_form(_Sloped().eval())
+    with torch.no_grad():
+        net.tail.bias.add_(0.5)  # type: ignore[operator, union-attr]
+    made, state = post_train(net, pictures, bits=8)
+    path = tmp_path / "t.tflite"
+    FORMATS["tflite"].write(made, "w8a8", path, side=32, state=state)
+    contents = FORMATS["tflite"].read(path)
+    assert compare_scales(contents, state).differing == 0
+    assert contents.ops["DEPTHWISE_CONV_2D"] == 2
+    body = quantise_body(made)
+    body.load_state(state)
+    from eguot_compress.convert.formats import INT8, as_stored, from_stored
+    from eguot_sdk.spec import IspSpec
+
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=3, input=INT8, output=INT8)
+    got = from_stored(FORMATS["tflite"].run(path, as_stored(pictures, spec)), spec)
+    assert Difference.between(got, QuantIsp(body, 2)(pictures).detach()).over_2_lsb <= 0.002
+    assert Difference.between(got, net(pictures).detach()).psnr_db > 35
