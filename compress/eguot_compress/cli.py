@@ -16,7 +16,7 @@ import click
 from eguot_sdk.errors import GateError
 
 if TYPE_CHECKING:
-    from .convert import Converted
+    from .convert import Converted, Via
 
 
 @click.command()
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="Folder of raws or pairs to learn int8 ranges from; default: the run's own.")  # fmt: skip
 @click.option("--max-drop-db", type=float, help="Refuse a file that loses more PSNR than this.")
+@click.option("--via", type=click.Choice(["litert-torch", "onnx2tf"]), default="litert-torch", show_default=True,
+              help="What writes .tflite files; onnx2tf (float and own int8 ranges) is there to check by.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def convert(
     run: Path,
@@ -36,6 +38,7 @@ def convert(
     out: Path,
     calibration: Path | None,
     max_drop_db: float | None,
+    via: Via,
     as_json: bool,
 ) -> None:
     """Write the ISP of RUN as files for phones and boards, each checked against torch."""
@@ -44,7 +47,7 @@ def convert(
     results = list(
         convert_each(
             run, out, formats=_words(formats), precisions=_words(precisions), calibration=calibration,
-            max_drop_db=max_drop_db, echo=lambda line: click.echo(line, err=True),
+            max_drop_db=max_drop_db, via=via, echo=lambda line: click.echo(line, err=True),
         )
     )  # fmt: skip
     summary = {"run": run.resolve().name, "files": [_as_json(r) for r in results]}

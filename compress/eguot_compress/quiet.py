@@ -34,8 +34,8 @@ CATEGORIES = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, Reso
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Within: converter noise is held back. Not for use from several threads at once."""
+def quietly(*, drop: bool = False) -> Iterator[None]:
+    """Within: converter noise is held back, or with `drop` everything. Not for use from several threads at once."""
     sys.stdout.flush()
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held, warnings.catch_warnings():
@@ -56,5 +56,5 @@ def quietly() -> Iterator[None]:
                 os.close(copy)
             held.seek(0)
             for line in held.read().decode(errors="replace").splitlines():
-                if not NOISE.search(line):
+                if not drop and not NOISE.search(line):
                     print(line, file=sys.stderr)

@@ -131,6 +131,6 @@ def test_command() -> None:
 
 
 def test_refused_networks_are_exit_3() -> None:
-    result = CliRunner().invoke(command, ["--isp", "syenet", "--json"])
+    result = CliRunner().invoke(command, ["--isp", "liteispnet", "--json"])
     assert isinstance(result.exception, GateError)
     assert '"severity": "error"' in result.stdout

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -40,7 +40,8 @@ from eguot_train.isps.packed import written_out
 
 from .contents import compare_scales
 from .coreml import FLOAT32_COMPUTE
-from .formats import FORMATS, FileFormat, Format, as_stored, from_stored
+from .formats import FORMATS, FileFormat, Format, as_stored, by_onnx2tf, from_stored
+from .tflite_onnx2tf import PRECISIONS as ONNX2TF_PRECISIONS
 
 BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
 """Bits of activations; None: float."""
@@ -49,6 +50,8 @@ TILE = 256
 GOLDEN_SIDE = 32
 
 Echo = Callable[[str], None]
+Via = Literal["litert-torch", "onnx2tf"]
+"""Ways to a .tflite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,14 +83,16 @@ def convert(
     precisions: Sequence[str] = ("fp32",),
     calibration: Path | None = None,
     max_drop_db: float | None = None,
+    via: Via = "litert-torch",
     echo: Echo | None = None,
 ) -> list[Converted]:
     """Write every format x precision of a run into `out`. Raises GateError when one fell short, after the others.
 
     `calibration`: folder of raws or pairs to learn activation ranges from; None: the run's own, else procedural scenes.
+    `via`: which converter writes .tflite files; onnx2tf is there to check the other by.
     """
     results = list(convert_each(run, out, formats=formats, precisions=precisions, calibration=calibration,
-                                max_drop_db=max_drop_db, echo=echo))  # fmt: skip
+                                max_drop_db=max_drop_db, via=via, echo=echo))  # fmt: skip
     refuse_failed(results)
     return results
 
@@ -107,25 +112,33 @@ def convert_each(
     precisions: Sequence[str],
     calibration: Path | None = None,
     max_drop_db: float | None = None,
+    via: Via = "litert-torch",
     echo: Echo | None = None,
 ) -> Iterator[Converted]:
     """Like `convert`, one result at a time; what fell short is a result with a `problem`, not an error."""
-    jobs = plan(formats, precisions)
+    jobs = plan(formats, precisions, via)
     loaded = load_run(run)
     say = echo or (lambda line: None)
     _refuse_unfit(loaded.net, jobs)
     subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
+    if via == "onnx2tf" and subject.scales is not None and "w8a8" in precisions:
+        raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     _make_folder(out)
+    kinds = {**FORMATS, "tflite": by_onnx2tf(subject.calibration.tiles)} if via == "onnx2tf" else FORMATS
     for at, (format_, precision) in enumerate(jobs, 1):
         name = f"{subject.name}.{precision}.{FORMATS[format_].suffix}"
         say(f"{name}: converting ({at} of {len(jobs)})")
-        result = _write_one(subject, out, format_, precision, max_drop_db)
+        result = _write_one(subject, out, format_, kinds[format_], precision, max_drop_db)
         say(f"{name}: {result.problem or 'written'} ({result.seconds:.1f} s)")
         yield result
 
 
-def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[Format, Precision]]:
+def plan(
+    formats: Sequence[str], precisions: Sequence[str], via: Via = "litert-torch"
+) -> list[tuple[Format, Precision]]:
     """All pairs of format and precision. Raises UsageError for one that does not exist or cannot be held."""
+    if via == "onnx2tf" and list(formats) != ["tflite"]:
+        raise UsageError("--via onnx2tf writes TFLite: give --format tflite alone")
     known = list(get_args(Precision))
     for given, allowed, what in ((formats, list(FORMATS), "format"), (precisions, known, "precision")):
         for word in given:
@@ -137,8 +150,10 @@ def plan(formats: Sequence[str], precisions: Sequence[str]) -> list[tuple[Format
     for name, kind in FORMATS.items():
         for precision in get_args(Precision):
             if name in formats and precision in precisions:
-                if precision not in kind.precisions:
-                    raise UsageError(f"{name} cannot hold {precision}: it holds {', '.join(kind.precisions)}")
+                holds = ONNX2TF_PRECISIONS if via == "onnx2tf" else kind.precisions
+                if precision not in holds:
+                    by = " by onnx2tf" if via == "onnx2tf" else ""
+                    raise UsageError(f"{name}{by} cannot hold {precision}: it holds {', '.join(holds)}")
                 pairs.append((name, precision))
     return pairs
 
@@ -240,23 +255,24 @@ class Holding:
 
 
 def _write_one(
-    subject: _Subject, out: Path, format_: Format, precision: Precision, max_drop_db: float | None
+    subject: _Subject, out: Path, format_: Format, kind: FileFormat, precision: Precision, max_drop_db: float | None
 ) -> Converted:
     """Convert into a folder of its own beside the target, measure there, and only then give the file its name."""
     started = time.monotonic()
-    kind, spec = FORMATS[format_], subject.spec(FORMATS[format_], precision)
+    spec = subject.spec(kind, precision)
     side = spec.tile + 2 * spec.halo
     check = subject.calibration.at_side(side) if kind.fixed_tile else subject.calibration
     network = render(subject.net, check.golden)
     holding, layers = subject.holding(precision), ()  # type: tuple[Holding, tuple[str, ...]]
     with _workshop(out) as folder:
         path = folder / f"{subject.name}.{precision}.{kind.suffix}"
-        parity = _write_and_measure(kind, spec, path, holding, network, check, side)
-        problem = parity.problem(precision) or _drop_problem(parity, max_drop_db)
-        if problem and parity.problem(precision) is None and holding.state is not None:
+        parity, spec = _write_and_measure(kind, spec, path, holding, network, check, side)
+        fault = _fault(parity, kind, holding, precision)
+        problem = fault or _drop_problem(parity, max_drop_db)
+        if problem and fault is None and holding.state is not None and kind.exact:
             worst, retried = holding.worst_layer(subject.integer_net, network, check)
-            parity = _write_and_measure(kind, spec, path, retried, network, check, side)
-            still = parity.problem(precision) or _drop_problem(parity, max_drop_db)
+            parity, spec = _write_and_measure(kind, spec, path, retried, network, check, side)
+            still = _fault(parity, kind, retried, precision) or _drop_problem(parity, max_drop_db)
             problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None
             holding, layers = retried, (worst,)
         contents = kind.read(path)
@@ -283,15 +299,24 @@ def _write_one(
 
 def _write_and_measure(
     kind: FileFormat, spec: IspSpec, path: Path, holding: Holding, network: Tensor, check: Calibration, side: int
-) -> Parity:
+) -> tuple[Parity, IspSpec]:
+    """Parity of the file now at `path`, and its spec: the one given, with the file's own scales where it has some."""
     _remove(path)
     kind.write(holding.net, spec.precision, path, side=side, state=holding.state)
+    if kind.ports is not None:
+        entry, exit_ = kind.ports(path)
+        spec = spec.replace(input=entry, output=exit_)
     kind.embed(path, spec)
     file = from_stored(kind.run(path, as_stored(check.golden, spec)), spec)
     if holding.state is None:
-        return measure(file, network, network, check, None)
-    scales = compare_scales(kind.read(path), holding.state)
-    return measure(file, holding.render(check.golden), network, check, scales)
+        return measure(file, network, network, check, None), spec
+    scales = compare_scales(kind.read(path), holding.state) if kind.exact else None
+    return measure(file, holding.render(check.golden), network, check, scales), spec
+
+
+def _fault(parity: Parity, kind: FileFormat, holding: Holding, precision: Precision) -> str | None:
+    """What is wrong with the conversion itself. A file with scales of its own need not equal ours in integers."""
+    return parity.problem(precision) if kind.exact or holding.state is None else None
 
 
 def _golden_input(check: Calibration, spec: IspSpec, side: int | None) -> Tensor:
@@ -354,6 +379,8 @@ def _provenance(loaded: LoadedRun, run: Path, calibration: Calibration) -> dict[
         "litert-torch",
         "ai-edge-quantizer",
         "ai-edge-litert",
+        "onnx2tf",
+        "tensorflow",
         "coremltools",
         "onnx",
         "onnxruntime",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,6 +18,7 @@ from eguot_sdk.ispfile import embed_spec
 from eguot_sdk.spec import IspSpec, Precision, TensorSpec
 from eguot_train.isps.base import IspNet
 
+from . import tflite_onnx2tf
 from .contents import Contents, read_coreml, read_onnx, read_tflite
 from .coreml import embed_coreml, run_coreml, write_coreml
 from .onnx_file import embed_onnx, run_onnx, write_onnx
@@ -48,6 +49,9 @@ class FileFormat:
     write: Write
     embed: Callable[[Path, IspSpec], None]
     run: Callable[[Path, Stored], Stored]
+    exact: bool = True
+    """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
+    ports: Callable[[Path], tuple[TensorSpec, TensorSpec]] | None = None
     read: Callable[[Path], Contents]
     """What a file holds."""
     inputs: dict[Precision, TensorSpec]
@@ -118,6 +122,21 @@ FORMATS: dict[Format, FileFormat] = {
         outputs={},
     ),
 }
+
+
+def by_onnx2tf(tiles: Tensor) -> FileFormat:
+    """TFLite the second way; `tiles` [N, 4, h, w] teach int8 ranges."""
+
+    def write(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
+        path.write_bytes(tflite_onnx2tf.to_tflite_onnx2tf(net, precision, tiles))
+
+    return replace(
+        FORMATS["tflite"],
+        precisions=tflite_onnx2tf.PRECISIONS,
+        write=write,
+        exact=False,
+        ports=tflite_onnx2tf.ports,
+    )
 
 
 def as_stored(planes: Tensor, spec: IspSpec) -> Stored:

@@ -42,12 +42,12 @@ class _Half(nn.Module):
 def write_onnx(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
     """An .onnx without a spec; `side` is only an example. Raises EguotError, MissingDependency."""
     if state is None:
-        _export(_Half(net) if precision == "fp16" else net, path, side)
+        export_onnx(_Half(net) if precision == "fp16" else net, path, side)
         return
     body = quantise_body(net, bits=state.bits)
     body.load_state(state)
     with body.exporting(stored=True):
-        _export(QuantIsp(body, net.shuffle), path, side)
+        export_onnx(QuantIsp(body, net.shuffle), path, side)
 
 
 def embed_onnx(path: Path, spec: IspSpec) -> None:
@@ -74,7 +74,8 @@ def run_onnx(path: Path, planes: Tensor) -> Tensor:
     return torch.from_numpy(np.concatenate(results))
 
 
-def _export(module: nn.Module, path: Path, side: int) -> None:
+def export_onnx(module: nn.Module, path: Path, side: int, *, output: str = "srgb", flexible: bool = True) -> None:
+    """Planes in, `output` out. `flexible`: any height and width, else `side` only. Raises as `write_onnx` does."""
     try:
         with quietly():
             import onnx
@@ -88,7 +89,8 @@ def _export(module: nn.Module, path: Path, side: int) -> None:
         try:
             program = torch.onnx.export(
                 module.eval(), (torch.zeros(1, 4, side, side),), dynamo=True, external_data=False, opset_version=OPSET,
-                input_names=["raw"], output_names=["srgb"], dynamic_shapes=({2: dynamic, 3: dynamic},), verbose=False,
+                input_names=["raw"], output_names=[output], verbose=False,
+                dynamic_shapes=({2: dynamic, 3: dynamic},) if flexible else None,
             )  # fmt: skip
         except Exception as error:  # the exporter raises whatever its passes raise
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -96,15 +98,15 @@ def _export(module: nn.Module, path: Path, side: int) -> None:
         assert program is not None
         program.save(str(path))
         model = onnx.load(str(path))
-        _tidy(model)
+        _tidy(model, flexible)
         onnx.checker.check_model(model)
         onnx.save(model, str(path))
 
 
-def _tidy(model: object) -> None:
+def _tidy(model: object, flexible: bool) -> None:
     """Name the free sizes, and drop what the exporter noted about this machine's source files."""
     graph = model.graph  # type: ignore[attr-defined]
-    for value, names in ((graph.input[0], ("h", "w")), (graph.output[0], ("2h", "2w"))):
+    for value, names in () if not flexible else ((graph.input[0], ("h", "w")), (graph.output[0], ("2h", "2w"))):
         for axis, name in zip((2, 3), names, strict=True):
             value.type.tensor_type.shape.dim[axis].Clear()
             value.type.tensor_type.shape.dim[axis].dim_param = name
