@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.isps.base import IspNet
 
 from .finetune import FineTune, fine_tune
 from .material import Folders, Material
@@ -46,14 +48,7 @@ def distill(
     torch.manual_seed(seed)
     student = build_isp(isp)
     material = Material(loaded, folders or Folders(), seed=seed, batch=BATCH)
-    average = copy.deepcopy(student).requires_grad_(False)
-
-    def after_step(step: int) -> None:
-        decay = min(EMA, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, now in zip(average.parameters(), student.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
-
+    average, after_step = moving_average(student)
     with building(out) as folder:
         fine_tune(student, material, loaded.net, plan, folder / "log.jsonl", after_step)
         config = dataclasses.replace(loaded.config, isp=isp, steps=steps, seed=seed, init=None)
@@ -66,3 +61,16 @@ def distill(
         }
         save_derived(folder, config, average, loaded, made_by, None)
     return out
+
+
+def moving_average(student: IspNet) -> tuple[IspNet, Callable[[int], None]]:
+    """A copy of `student` that follows its weights slowly, and what to call after every step."""
+    average = copy.deepcopy(student).requires_grad_(False)
+
+    def after_step(step: int) -> None:
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for kept, now in zip(average.parameters(), student.parameters(), strict=True):
+                kept.lerp_(now, 1 - decay)
+
+    return average, after_step

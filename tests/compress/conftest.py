@@ -59,7 +59,7 @@ def relive() -> Callable[[IspNet, int], IspNet]:
     return lively
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
     """Writes a run folder with lively weights: make_run(folder, isp="qisp-s", **config)."""
     return write_run

@@ -20,6 +20,9 @@ from eguot_sdk.errors import EguotError
 
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
+INT16_VERSION = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3}
+"""Op versions that first had int16 activations with int64 biases; old runtimes refuse higher ones by number alone."""
+
 
 @dataclass(frozen=True, eq=False)
 class FloatLayer:
@@ -137,9 +140,13 @@ def _find_convolution(model: Any, schema: Any, steps: NDArray[np.int8]) -> int:
 
 
 def _widen_int16_biases(model: Any, schema: Any) -> None:
-    """int32 biases beside int16 activations become int64: LiteRT 2.3 computes wrong values with int32 ones."""
+    """int32 biases beside int16 activations become int64: LiteRT 2.3 computes wrong values with int32 ones.
+
+    The op versions go back to those of such kernels, so that tflite-runtime 2.14 takes the file too.
+    """
     (graph,) = model.subgraphs
     bias_at = {getattr(schema.BuiltinOperator, name): at for name, at in BIAS_AT.items()}
+    versions = {getattr(schema.BuiltinOperator, name): version for name, version in INT16_VERSION.items()}
     for op in graph.operators:
         at = bias_at.get(model.operatorCodes[op.opcodeIndex].builtinCode)
         if at is None or len(op.inputs) <= at or op.inputs[at] < 0:
@@ -147,6 +154,8 @@ def _widen_int16_biases(model: Any, schema: Any) -> None:
         bias = graph.tensors[op.inputs[at]]
         if graph.tensors[op.outputs[0]].type != schema.TensorType.INT16 or bias.type != schema.TensorType.INT32:
             continue
+        code = model.operatorCodes[op.opcodeIndex]
+        code.version = min(code.version, versions[code.builtinCode])
         buffer = schema.BufferT()
         narrow = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32)
         buffer.data = np.frombuffer(narrow.astype(np.int64).tobytes(), np.uint8)

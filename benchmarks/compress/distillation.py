@@ -1,0 +1,99 @@
+"""What a teacher is worth to a small network: the README's table of distillation, by one resumable command.
+
+    python benchmarks/compress/distillation.py --out runs/distillation
+
+A camera of which there are few aligned pairs and many raws. Photos and camera are those of `run.py`: 18 scenes to score
+on, and of the 44 others `--few` (evenly spread by name) as pairs, all 44 as raws without truth. The teacher starts from
+the float network of the default ISP, which was trained on other synthetic cameras of another look, and is fitted to
+the few pairs. The student, untrained, learns alone from the few pairs, or from the teacher's rendering of the raws
+(and, where the raw is that of a pair, from nothing else): equal architecture, steps, batch, loss and seed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import click
+import torch
+from run import SEED, make_data  # beside this file
+
+from eguot_compress.distill import BATCH, LR, distill, moving_average
+from eguot_compress.finetune import FineTune, fine_tune
+from eguot_compress.material import Folders, Material
+from eguot_compress.quant_run import building, save_derived
+from eguot_sdk.evaluation import evaluate
+from eguot_sdk.pairs import list_pairs
+from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.recipes import for_machine
+from eguot_train.render import render_frame
+from eguot_train.trainer import train
+
+
+def few_pairs(pairs: Path, out: Path, count: int) -> None:
+    """OUT: `count` of the pairs, evenly spread by name."""
+    if out.exists():
+        return
+    names = sorted(p.name.removesuffix("_raw.png") for p in pairs.glob("*_raw.png"))
+    building_ = out.with_name(out.name + ".part")
+    shutil.rmtree(building_, ignore_errors=True)
+    building_.mkdir(parents=True)
+    for i in range(count):
+        name = names[i * len(names) // count]
+        for path in (f"{name}_raw.png", f"{name}.json", f"{name}_srgb.png", f"{name}_srgb.jpg"):
+            if (pairs / path).exists():
+                shutil.copy(pairs / path, building_ / path)
+    building_.rename(out)
+
+
+def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int) -> None:
+    """OUT: the student without a teacher, by the loop that distillation uses."""
+    loaded = load_run(like)  # for the colour input alone
+    torch.manual_seed(SEED)
+    student = build_isp(isp)
+    average, after_step = moving_average(student)
+    material = Material(loaded, Folders(pairs=pairs), seed=SEED, batch=BATCH)
+    plan = FineTune(steps=steps, lr=LR, label="alone")
+    with building(out) as folder:
+        fine_tune(student, material, None, plan, folder / "log.jsonl", after_step)
+        config = for_machine("supervised", isp=isp, pairs=str(pairs), steps=steps, seed=SEED)
+        save_derived(folder, config, average, loaded, {"command": "alone", "data": material.hashes}, None)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--isp", default="efficientisp", show_default=True, help="The student.")
+@click.option("--few", default=4, show_default=True, help="Pairs at hand.")
+@click.option("--steps", default=1000, show_default=True, help="Of student and teacher.")
+def main(out: Path, photos: Path, isp: str, few: int, steps: int) -> None:
+    """Train what is missing and print the table."""
+    make_data(photos, out / "data")
+    pairs, raws = out / f"pairs-{few}", out / "data" / "train" / "raw"
+    few_pairs(out / "data" / "train" / "pairs", pairs, few)
+    teacher = out / f"teacher-{few}"
+    if not teacher.exists():
+        config = for_machine("supervised", isp="qisp-s", pairs=str(pairs), init="default", steps=steps, seed=SEED)
+        train(config, teacher)
+    student, taught = out / f"{isp}-{few}-alone", out / f"{isp}-{few}-taught"
+    if not student.exists():
+        alone(pairs, teacher, student, isp, steps)
+    if not taught.exists():
+        distill(teacher, taught, isp=isp, folders=Folders(raw=raws), steps=steps, seed=SEED)
+    test = list_pairs(out / "data" / "test" / "pairs")
+    click.echo("| | parameters | PSNR dB | SSIM | dE2000 |\n|---|---|---|---|---|")
+    for name, run in (("teacher", teacher), (f"{isp} alone", student), (f"{isp} taught", taught)):
+        kept = run / "score.json"
+        if not kept.is_file():
+            loaded = load_run(run)
+            net, color_input = loaded.net, loaded.config.color_input
+            found = evaluate(lambda frame, n=net, c=color_input: render_frame(n, frame, c), test, label=name).summary()  # type: ignore[misc]
+            kept.write_text(json.dumps(found))
+        s = json.loads(kept.read_text())
+        count = load_run(run).net.parameter_count()
+        click.echo(f"| {name} | {count:,} | {s['psnr_db']:.2f} | {s['ssim']:.4f} | {s['de2000']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
