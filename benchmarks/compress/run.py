@@ -57,10 +57,10 @@ class Row:
 
 
 ROWS = {
-    "qisp-s": Row(1500, 1000),
-    "qisp-m": Row(1500, 1000),
-    "efficientisp": Row(1500, 1000),
-    "unet32": Row(300, 150),
+    "qisp-s": Row(1500, 600),
+    "qisp-m": Row(1500, 600),
+    "efficientisp": Row(1500, 600),
+    "unet32": Row(300, 100),
 }
 KINDS = {"float": "fp32", "ptq": "w8a8", "qat": "w8a8"}
 """Run of a network -> precision of its file."""
