@@ -156,10 +156,8 @@ def test_each_step_moves_its_own_network_alone(
 
         def watched(*arguments: Any, **options: Any) -> Any:
             for argument in (*arguments, *options.values()):
-                if isinstance(argument, Potential):
-                    networks["potential"] = argument
-                elif isinstance(argument, nn.Module) and hasattr(argument, "halo"):
-                    networks["net"] = argument
+                if isinstance(argument, trainer.Passes):
+                    networks["potential" if isinstance(argument.exact, Potential) else "net"] = argument.exact
             before = {key: fingerprint(net) for key, net in networks.items()}
             for net in networks.values():
                 net.zero_grad(set_to_none=True)
@@ -247,11 +245,13 @@ def test_what_cannot_be_resumed_is_refused(folders: dict[str, str], tmp_path: Pa
         train(replace(config, mode="paired"), run, resume=True, echo=quietly)
     checkpoints(run)[-1].unlink()
     pairs = Path(shutil.copytree(folders["pairs"], tmp_path / "pairs"))
-    (run / "config.json").write_text(replace(config, pairs=str(pairs)).to_json())
+    moved = replace(config, pairs=str(pairs))
     photo = sorted(pairs.glob("*_srgb.png"))[0]
     photo.write_bytes(sorted(pairs.glob("*_srgb.png"))[1].read_bytes())
     with pytest.raises(UsageError, match="its data folders have changed"):
-        train(config, run, resume=True, echo=quietly)
+        train(moved, run, resume=True, echo=quietly)
+    with pytest.raises(UsageError, match="was started with crop=24, which cannot become 26: start a new run"):
+        train(replace(config, crop=26), run, resume=True, echo=quietly)
     path = checkpoints(run)[-1]
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="damaged"):
@@ -348,7 +348,7 @@ def test_many_kills_at_random_moments(folders: dict[str, str], tmp_path: Path) -
 
 def test_training_that_blows_up_stops(folders: dict[str, str], tmp_path: Path) -> None:
     config = tiny("paired", folders, steps=30, lr=1e20, checkpoint_every=1)
-    with pytest.raises(TrainingDiverged, match="lower --set lr") as caught:
+    with pytest.raises(TrainingDiverged, match="lower lr") as caught:
         train(config, tmp_path / "run", echo=quietly)
     assert "\n" not in str(caught.value)
     for path in checkpoints(tmp_path / "run"):
@@ -405,3 +405,90 @@ def test_unknown_names_and_empty_folders_stop_before_anything_is_written(
         with pytest.raises(UsageError, match=why):
             train(config, tmp_path / "run", echo=quietly)
         assert not (tmp_path / "run").exists(), "a run that could not start must not be in the way of the next try"
+
+
+# Resuming with other settings
+
+
+def test_a_resumed_run_takes_new_settings_and_says_so(folders: dict[str, str], tmp_path: Path) -> None:
+    config = tiny("paired", folders, steps=2)
+    run = train(config, tmp_path / "run", echo=quietly)
+    moved = {role: str(shutil.copytree(folder, tmp_path / role)) for role, folder in folders.items()}
+    changed = replace(config, steps=4, lr=1e-4, **moved)
+    lines: list[str] = []
+    train(changed, run, resume=True, echo=lines.append)
+    assert "run: steps is 4 from step 2 on (was 2)" in lines
+    assert "run: lr is 0.0001 from step 2 on (was 0.001)" in lines
+    assert not any("raw is" in line for line in lines)
+    assert [p.stem for p in checkpoints(run)] == ["000002", "000004"]
+    assert TrainConfig.from_json((run / "config.json").read_text()) == changed
+
+
+# Micro-batches, precision, compiling
+
+
+def curves(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """Every logged loss, step by step."""
+    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    lines = logged(train(config, out, echo=quietly))
+    return {key: np.array([line[key] for line in lines if key in line]) for key in lines[-1] if "loss" in key}
+
+
+@pytest.mark.parametrize("mode", ["mixed", "supervised"])
+def test_micro_batches_take_the_step_of_the_whole_batch(
+    mode: Mode, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses, and the weights after six steps, to rounding: terms are balanced over the whole batch."""
+    more = {"warmup": 0.0, "r1_every": 2, "experts": ("colour",), "experts_width": 4} if mode == "mixed" else {}
+    config = tiny(mode, folders, steps=6, batch=4, **more)
+    whole = curves(config, tmp_path / "whole", monkeypatch)
+    parts = curves(replace(config, accumulate=2), tmp_path / "parts", monkeypatch)
+    assert whole.keys() == parts.keys()
+    for key, values in whole.items():
+        np.testing.assert_allclose(parts[key], values, rtol=2e-4, atol=2e-5, err_msg=key)
+    one, other = (final(tmp_path / name) for name in ("whole", "parts"))
+    for key in part("net", one):
+        torch.testing.assert_close(other[f"net.{key}"], one[f"net.{key}"], rtol=1e-2, atol=2e-4)
+
+
+def test_bf16_stays_close_to_fp32(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("mixed", folders, steps=12, warmup=0.0, r1_every=4, lr=1e-4)
+    full = curves(config, tmp_path / "full", monkeypatch)
+    half = curves(replace(config, precision="bf16"), tmp_path / "half", monkeypatch)
+    for key in ("loss_fidelity", "loss_v"):
+        assert not np.array_equal(half[key], full[key]), "bf16 must have been used"
+        np.testing.assert_allclose(half[key], full[key], rtol=0.05, atol=0.02, err_msg=key)
+    assert all(t.dtype == torch.float32 for k, t in part("net", final(tmp_path / "half")).items())
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_losses(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("mixed", folders, steps=6, warmup=0.0, r1_every=2)
+    plain = curves(config, tmp_path / "plain", monkeypatch)
+    compiled = curves(replace(config, compile=True), tmp_path / "compiled", monkeypatch)
+    for key, values in plain.items():
+        np.testing.assert_allclose(compiled[key], values, rtol=1e-3, atol=1e-4, err_msg=key)
+    assert set(final(tmp_path / "compiled")) == set(final(tmp_path / "plain"))
+
+
+def test_a_stop_before_the_first_checkpoint_keeps_the_state(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gate trips in the third step; the run goes on from there with the settings that its message names."""
+    check = trainer.Health.check
+
+    def trip(self: Any, values: Any, step: int) -> None:
+        if step == 2:
+            raise TrainingDiverged("step 2: the potential has run away; raise r1")
+        check(self, values, step)
+
+    monkeypatch.setattr(trainer.Health, "check", trip)
+    config = tiny("unpaired", folders, steps=5)
+    with pytest.raises(TrainingDiverged, match="raise r1; go on from step 2 with --resume --set KEY=VALUE"):
+        train(config, tmp_path / "run", echo=quietly)
+    assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000002"]
+    monkeypatch.setattr(trainer.Health, "check", check)
+    train(replace(config, r1=50.0), tmp_path / "run", resume=True, echo=quietly)
+    assert load_run(tmp_path / "run").step == 5

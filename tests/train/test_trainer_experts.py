@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.output import write_image
 from eguot_sdk.pairs import list_pairs
+from eguot_train.checkpoint import read_config
 from eguot_train.config import TrainConfig
 from eguot_train.data.synth import synth_folder
 from eguot_train.experts import ColourExpert
@@ -98,7 +99,10 @@ def test_an_expert_of_ones_own_joins_and_must_be_given_again(folders: dict[str, 
     )
     assert "loss_casts" in (run / "log.jsonl").read_text()
     (run / "checkpoints" / "000003.safetensors").unlink()
+    saved = read_config(run)
     with pytest.raises(CheckpointError, match="committee"):
+        train(saved, run, resume=True, echo=quiet)
+    with pytest.raises(UsageError, match=r"was started with experts=.*frequency.*start a new run"):
         train(config(folders), run, resume=True, echo=quiet)
 
 

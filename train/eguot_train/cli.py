@@ -31,7 +31,9 @@ import click
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable."
 )
-@click.option("--resume", is_flag=True, help="Continue the run in --out with its own config.")
+@click.option(
+    "--resume", is_flag=True, help="Continue the run in --out with its own config, changed by what else is given."
+)
 def train(
     mode: Any,
     raw: Path | None,
@@ -51,16 +53,22 @@ def train(
     unpaired: raws and photos of different scenes. paired: aligned pairs, with transport. mixed: both.
     supervised: pairs and a plain loss, as a baseline.
     """
+    from dataclasses import replace
+
+    from .checkpoint import read_config
     from .recipes import for_machine
     from .trainer import train as run
 
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
-    fields = {
+    fields: dict[str, Any] = {
         key: str(value) if isinstance(value, Path) else value for key, value in given.items() if value is not None
     }
-    config = for_machine(mode, **fields).with_settings(settings)
+    if resume and (out / "config.json").is_file():
+        config = replace(read_config(out), mode=mode, **fields).with_settings(settings)
+    else:
+        config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
     click.echo(f"trained {out}", err=True)
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eguot_sdk.errors import CheckpointError, EguotError, UsageError
+from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs
 
+from . import ranks
 from .alignment import fit_alignment, fit_plain_alignment
 from .checkpoint import (
     build_isp,
@@ -43,8 +44,9 @@ from .checkpoint import (
 )
 from .config import EXPERTS, TrainConfig
 from .cost import Cost
-from .data.batches import Batch, Batches, Sources, load_sources, pictures
+from .data.batches import CALIBRATION, Batch, Batches, Sources, load_sources, pictures
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
+from .health import Health, TrainingDiverged, check_finite
 from .isps import IspNet, Recipe
 from .losses import pair_loss
 from .potential import Potential, gradient_penalty
@@ -60,10 +62,6 @@ NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
-
-
-class TrainingDiverged(EguotError):
-    """The run stopped because a health gate tripped; the last checkpoint is whole."""
 
 
 @dataclass(slots=True)
@@ -101,22 +99,40 @@ def train(
 ) -> Path:
     """Train as `config` says into the run folder `out`, and return it.
 
-    `resume` continues the run in `out` with the config saved there. `own_experts` join the committee, each with its
-    share (see `experts.base`); give them again to resume. Raises UsageError when `out` exists and `resume` is not
-    given, TrainingDiverged when a health gate trips.
+    `resume` continues the run in `out` from its last checkpoint, with the settings of `config` from there on (see
+    KEPT for those that cannot change). `own_experts` join the committee, each with its share (see `experts.base`); give
+    them again to resume. Under torchrun every process calls this with the same arguments, and rank 0 writes; processes
+    that torchrun starts again resume by themselves. Raises UsageError when `out` exists and `resume` is not given,
+    TrainingDiverged when a health gate trips.
     """
-    out = Path(out)
-    echo = echo or (lambda line: print(line, file=sys.stderr, flush=True))
+    with ranks.joined(torch.device(config.device)) as device:
+        return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
+
+
+def _train(
+    config: TrainConfig,
+    out: Path,
+    resume: bool,
+    own_experts: Sequence[tuple[Expert, float]],
+    echo: Callable[[str], None],
+    device: torch.device,
+) -> Path:
+    first, warn = ranks.rank() == 0, echo
+    if not first:
+        echo = _silent
     multiple = build_isp(config.isp).multiple
     if config.crop % multiple:
         raise UsageError(f"{config.isp} takes crops that are multiples of {multiple}, not {config.crop}: --set crop")
-    config, start, tensors, state = _open_run(config, out, resume)
+    resume = resume or (ranks.restarted() and (out / "config.json").is_file())
+    start, tensors, state = _open_run(config, out, resume, echo)
+    ranks.wait()  # all have looked before rank 0 makes the folder
     if start >= config.steps:
         echo(f"{out.name}: already trained {start} steps, nothing to do")
         return out
-    device = torch.device(config.device)
     sources = load_sources(config)
     echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
+    for role, files in sources.shards.items():
+        echo(f"{role}: first window of {len(files)} shards")
     for line in sources.notes:
         echo(line)
     for line in sources.skipped:
@@ -135,7 +151,7 @@ def train(
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
         echo("aligning the reference rendering with the photos (a few seconds)")
-    fixed = _fixed_from_state(config, state) if state else _fit_fixed(config, sources)
+    fixed = _fixed_from_state(config, state) if state else ranks.from_first(lambda: _fit_fixed(config, sources))
     norms: dict[str, float] = dict(state.get("norms", {}))
     for module in (net, ema, potential):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
@@ -153,13 +169,33 @@ def train(
         if committee is not None:
             committee.restore(part("committee", tensors))
 
+    def keep(done: int) -> None:
+        save_checkpoint(
+            out,
+            done,
+            {
+                **prefixed("net", net.state_dict()),
+                **prefixed("ema", ema.state_dict()),
+                **prefixed("potential", potential.state_dict()),
+                **prefixed("opt_net", optimizer_tensors(opt_net)),
+                **prefixed("opt_potential", optimizer_tensors(opt_potential)),
+                **prefixed("committee", committee.tensors() if committee is not None else {}),
+            },
+            _state(fixed, norms, sources),
+        )
+
+    run_net, run_potential = Passes(net, config, device), Passes(potential, config, device)
     reference = Reference(fixed.alignment)
     psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
-    batches = Batches(config, sources, fixed.alignment, experts=committee is not None)
-    if not resume:  # only now, so that a run that cannot start leaves no folder in the way of the next try
+    batches = Batches(
+        config, sources, fixed.alignment, rank=ranks.rank(), world=ranks.world(), experts=committee is not None
+    )
+    if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
         out.mkdir(parents=True, exist_ok=True)
         write_file(out / "config.json", config.to_json().encode())
-    with closing(RunLog(out, start, config.steps, echo)) as log:
+    health = Health(echo, balanced=config.psi_target == "linear")
+    told = len(batches.skipped())
+    with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log:
         for step, batch in batches.stream(start, config.steps):
             batch = _to(batch, device)
             _set_rates(config, step, opt_net, opt_potential, committee)
@@ -167,57 +203,110 @@ def train(
             psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
             logged: dict[str, Any] = {}
             weights = None
-            if config.mode != "supervised" and (config.transport > 0 or committee is not None):
-                judged = _judged(config, batch, net, reference, fixed)
-                if config.transport > 0:
-                    weights = _potential_step(
-                        config, step, judged, potential, opt_potential, psi_source, psi_target, logged
-                    )
-                if committee is not None:
-                    seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
-                    logged.update(committee.step(*seen, weights))
-            _map_step(config, step, batch, net, potential, committee, opt_net, reference, fixed, norms, weights, logged)
+            try:
+                if config.mode != "supervised" and (config.transport > 0 or committee is not None):
+                    judged = _judged(config, batch, run_net, reference, fixed)
+                    if config.transport > 0:
+                        weights = _potential_step(
+                            config, step, judged, run_potential, opt_potential, psi_source, psi_target, logged
+                        )
+                    if committee is not None:
+                        seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
+                        logged.update(committee.step(*seen, weights))
+                _map_step(
+                    config, step, batch, run_net, run_potential, committee, opt_net, reference, fixed, norms, weights,
+                    logged,
+                )  # fmt: skip
+                logged = ranks.mean_of(logged, device)
+                health.check(logged, step)
+            except TrainingDiverged as stop:
+                log.flush()
+                if first and not checkpoints(out) and _all_finite(net, potential):
+                    keep(step)
+                raise TrainingDiverged(f"{stop}{_way_on(out)}") from None
             _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
-            _check_health(logged, step)
 
             done = step + 1
             log.add(done, logged)
+            for line in batches.skipped()[told:]:
+                warn(f"skipped {line}")
+                told += 1
+            if not first:
+                continue
             if config.val and (done % config.val_every == 0 or done == config.steps):
                 log.write(done, {"val_psnr_db": validate(ema, config)})
             if done % config.sheet_every == 0 or done == config.steps:
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
             if done % config.checkpoint_every == 0 or done == config.steps:
                 log.flush()
-                kept = {
-                    **prefixed("net", net.state_dict()),
-                    **prefixed("ema", ema.state_dict()),
-                    **prefixed("potential", potential.state_dict()),
-                    **prefixed("opt_net", optimizer_tensors(opt_net)),
-                    **prefixed("opt_potential", optimizer_tensors(opt_potential)),
-                    **prefixed("committee", committee.tensors() if committee is not None else {}),
-                }
-                save_checkpoint(out, done, kept, _state(fixed, norms, sources))
+                keep(done)
     return out
 
 
+KEPT = (
+    "mode", "isp", "color_input", "init", "seed", "crop", "potential_width", "potential_reduce", "experts",
+    "experts_width", "weighted_alignment", "window", "reuse",
+)  # fmt: skip
+"""Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
+ELSEWHERE = ("raw", "srgb", "pairs")
+"""Folders may have moved: what is in them is compared by hash."""
+
+
 def _open_run(
-    config: TrainConfig, out: Path, resume: bool
-) -> tuple[TrainConfig, int, dict[str, Tensor], dict[str, Any]]:
-    """Where to start: config, first step, checkpoint tensors and state. Writes nothing."""
+    config: TrainConfig, out: Path, resume: bool, echo: Callable[[str], None]
+) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
+    """Where to start: first step, checkpoint tensors and state. Writes nothing; tells what a resumed run changes."""
     if not resume:
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
-        return config, 0, {}, {}
+        return 0, {}, {}
     saved = read_config(out)
     if saved.mode != config.mode:
         raise UsageError(f"{out.name} is a {saved.mode} run and cannot be resumed as {config.mode}")
     found = checkpoints(out)
     if not found:
-        return saved, 0, {}, {}
+        return 0, {}, {}
     tensors, state = read_checkpoint(found[-1])
     if not {"fixed", "norms", "data"} <= set(state):
         raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
-    return saved, int(state["step"]), tensors, state
+    for key in (f.name for f in fields(config)):
+        before, now = getattr(saved, key), getattr(config, key)
+        if before != now and key in KEPT:
+            raise UsageError(f"{out.name} was started with {key}={before}, which cannot become {now}: start a new run")
+        if before != now and key not in ELSEWHERE:
+            echo(f"{out.name}: {key} is {now} from step {state['step']} on (was {before})")
+    return int(state["step"]), tensors, state
+
+
+def _way_on(out: Path) -> str:
+    """What to do after a stop, as the end of its message."""
+    found = checkpoints(out)
+    if not found:
+        return "; start again with --set KEY=VALUE"
+    back = f" (to go back further, remove {found[-1].name})" if len(found) > 1 else ""
+    return f"; go on from step {int(found[-1].stem)} with --resume --set KEY=VALUE{back}"
+
+
+def _all_finite(*modules: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters())
+
+
+class Passes:
+    """A network's passes at the precision of the run, compiled if asked for: pictures in, float32 out.
+
+    `exact` is the network itself, for penalties: they are taken in float32, and need the second derivative that a
+    compiled network does not give.
+    """
+
+    def __init__(self, module: torch.nn.Module, config: TrainConfig, device: torch.device) -> None:
+        self.exact = module
+        self._run = torch.compile(module) if config.compile else module
+        self._bf16, self._device = config.precision == "bf16", device.type
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
+            out: Tensor = self._run(x)
+        return out.float()
 
 
 def load_init(config: TrainConfig) -> dict[str, Tensor]:
@@ -236,8 +325,8 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     if not config.unpaired:
         return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
     alignment = align(config, sources)
-    count = replace(config, pseudo=0.0, batch=32, mode="unpaired")
-    batch = Batches(count, sources, alignment).at(-1 & 0x7FFFFFFF)
+    count = replace(config, pseudo=0.0, batch=32, accumulate=1, mode="unpaired")
+    batch = Batches(count, sources, alignment).at(CALIBRATION)
     assert batch.raw_v is not None
     assert batch.target is not None
     references = Reference(alignment)(batch.raw_v)
@@ -303,22 +392,25 @@ def build_committee(config: TrainConfig, own: Sequence[tuple[Expert, float]] = (
     shipped = {"colour": ColourExpert, "structure": StructureExpert, "frequency": FrequencyExpert}
     experts = [shipped[name](config.experts_width) for name in config.experts]
     shares = [config.omega[EXPERTS.index(name)] for name in config.experts]
-    return Committee([*experts, *(e for e, _ in own)], [*shares, *(share for _, share in own)], lr=config.lr_experts)
+    return Committee(
+        [*experts, *(e for e, _ in own)], [*shares, *(share for _, share in own)],
+        lr=config.lr_experts, parts=config.accumulate, bf16=config.precision == "bf16",
+    )  # fmt: skip
 
 
 @torch.no_grad()
-def _judged(config: TrainConfig, batch: Batch, net: IspNet, reference: Reference, fixed: Fixed) -> Judged:
+def _judged(config: TrainConfig, batch: Batch, net: Passes, reference: Reference, fixed: Fixed) -> Judged:
     """Render the batch's raws, and put reals and references beside them."""
     fakes, references, costs, reals, real_references = [], [], [], [], []
     if batch.raw_v is not None and batch.target is not None:
-        fakes.append(net(batch.raw_v))
+        fakes.append(_rendered(net, batch.raw_v, config.accumulate))
         references.append(reference(batch.raw_v))
         costs.append(fixed.cost(references[-1], fakes[-1]))
         reals.append(batch.target)
         if batch.pseudo is not None:
             real_references.append(reference(batch.pseudo))
     if batch.pair_raw is not None and batch.pair_truth is not None:
-        fakes.append(net(batch.pair_raw))
+        fakes.append(_rendered(net, batch.pair_raw, config.accumulate))
         references.append(reference(batch.pair_raw))
         costs.append(config.cost_strength / fixed.pair_scale * pair_loss(fakes[-1], batch.pair_truth))
         reals.append(batch.pair_truth)
@@ -330,43 +422,58 @@ def _judged(config: TrainConfig, batch: Batch, net: IspNet, reference: Reference
     )  # fmt: skip
 
 
+@torch.no_grad()
+def _rendered(net: Passes, planes: Tensor, parts: int) -> Tensor:
+    return net(planes) if parts == 1 else torch.cat([net(x) for x in planes.chunk(parts)])
+
+
 def _potential_step(
     config: TrainConfig,
     step: int,
     judged: Judged,
-    potential: Potential,
+    potential: Passes,
     optimizer: torch.optim.Optimizer,
     psi_source: Psi,
     psi_target: Psi,
     logged: dict[str, Any],
 ) -> Tensor:
-    """One step of v on fakes and reals; returns the targets' outlier weights w(y), mean 1."""
-    real, cost = judged.real, judged.cost
-    v_fake, v_real = potential(judged.fake), potential(real)
-    loss = psi_source.star(v_fake - cost).mean() + psi_target.star(-v_real).mean()
-    if psi_source.family == psi_target.family == "linear":
-        loss = loss + LINEAR_PULL * torch.cat([v_fake, v_real]).mean().square()
-    if config.r1 > 0 and step % config.r1_every == 0:
-        loss = loss + config.r1_every * config.r1 / 2 * gradient_penalty(potential, real)
+    """One step of v on fakes and reals; returns the targets' outlier weights w(y), mean 1 over all ranks."""
+    parameters = list(potential.exact.parameters())
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(potential.parameters(), 1.0))
-    _check_health({"loss_v": float(loss.detach()), "gradient of the potential": norm}, step)
+    parts = config.accumulate
+    losses, fakes, reals = [], [], []
+    for fake, cost, real in zip(*(x.chunk(parts) for x in (judged.fake, judged.cost, judged.real)), strict=True):
+        v_fake, v_real = potential(fake), potential(real)
+        loss = psi_source.star(v_fake - cost).mean() + psi_target.star(-v_real).mean()
+        if psi_source.family == psi_target.family == "linear":
+            level = torch.cat([v_fake, v_real]).mean()
+            whole = ranks.mean(level.detach())  # the square of the mean over all ranks, and its gradient
+            loss = loss + LINEAR_PULL * whole * (2 * level - whole)
+        if config.r1 > 0 and step % config.r1_every == 0:
+            loss = loss + config.r1_every * config.r1 / 2 * gradient_penalty(potential.exact, real)
+        (loss / parts).backward()
+        losses.append(loss.detach())
+        fakes.append(v_fake.detach())
+        reals.append(v_real.detach())
+    ranks.average_gradients(parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+    loss_v, fake_v, real_v = torch.stack(losses).mean(), torch.cat(fakes), torch.cat(reals)
+    check_finite({"loss_v": float(loss_v), "gradient of the potential": norm}, step)
     optimizer.step()
-    weights = psi_target.dstar(-v_real.detach())
+    weights = psi_target.dstar(-real_v)
     logged.update(
-        loss_v=float(loss.detach()), v_fake=float(v_fake.detach().mean()), v_real=float(v_real.detach().mean()),
-        cost=float(cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
+        loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
+        cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
     )  # fmt: skip
-    return weights / weights.mean().clamp(min=1e-6)
+    return weights / ranks.mean(weights.mean()).clamp(min=1e-6)
 
 
 def _map_step(
     config: TrainConfig,
     step: int,
     batch: Batch,
-    net: IspNet,
-    potential: Potential,
+    net: Passes,
+    potential: Passes,
     committee: Committee | None,
     optimizer: torch.optim.Optimizer,
     reference: Reference,
@@ -378,22 +485,90 @@ def _map_step(
     """One step of the network on fidelity, transport and the experts' losses.
 
     All renderings come from one forward pass; every term's gradient is taken on the picture, the terms are
-    balanced there, and the sum goes back through the network once.
+    balanced there by their norms over the whole batch, and the sum goes back through the network once. Of micro-batches
+    only the pictures and their gradients are kept, so the network passes over them a second time for that.
     """
-    pseudo = batch.pseudo if config.pseudo > 0 else None
-    inputs = [x for x in (batch.raw_t, pseudo, batch.pair_raw) if x is not None]
-    rendered = net(torch.cat(inputs))
-    leaf = rendered.detach().requires_grad_(True)
-    parts = iter(leaf.split([len(x) for x in inputs]))
-    t_raw = next(parts) if batch.raw_t is not None else None
-    t_pseudo = next(parts) if pseudo is not None else None
-    t_pair = next(parts) if batch.pair_raw is not None else None
+    parts = batch.split(config.accumulate)
+    kept: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []  # inputs, renderings, gradient by term
+    losses: dict[str, float] = {}
+    shares: dict[str, float] = {}
+    for micro, micro_weights in zip(parts, _split_weights(weights, batch, config.accumulate), strict=True):
+        inputs = [x for x in (micro.raw_t, _pseudo(config, micro), micro.pair_raw) if x is not None]
+        with torch.set_grad_enabled(len(parts) == 1):
+            rendered = net(torch.cat(inputs))
+        leaf = rendered.detach().requires_grad_(True)
+        terms = _terms(config, step, micro, leaf, net, potential, committee, reference, fixed, micro_weights)
+        gradients = {}
+        for name, loss, share in terms:
+            (gradients[name],) = torch.autograd.grad(loss, leaf, retain_graph=True)
+            losses[name] = losses.get(name, 0.0) + float(loss.detach()) / len(parts)
+            shares[name] = share
+        kept.append((torch.cat(inputs), rendered, gradients))
 
-    terms: list[tuple[str, Tensor, float]] = []  # name, loss, share of the fidelity term's gradient norm
+    names = list(shares)
+    squares = torch.stack([torch.stack([g[name].square().sum() for _, _, g in kept]).sum() for name in names])
+    now = ranks.total(squares).sqrt().tolist()
+    for name, norm in zip(names, now, strict=True):
+        norm /= len(parts) * ranks.world()  # of the mean over the batch, whose parts each took their own mean
+        norms[name] = norm if name not in norms else NORM_DECAY * norms[name] + (1 - NORM_DECAY) * norm
+    factors = dict.fromkeys(names, 1.0)
+    for name in names[1:]:
+        factor = shares[name] * norms[names[0]] / max(norms[name], 1e-12)
+        factors[name] = min(max(factor, WEIGHT_LIMITS[0]), WEIGHT_LIMITS[1])
+
+    optimizer.zero_grad(set_to_none=True)
+    for planes, rendered, gradients in kept:
+        total = torch.zeros_like(rendered)
+        for name, gradient in gradients.items():
+            total += gradient * (factors[name] / len(parts))
+        (rendered if len(parts) == 1 else net(planes)).backward(total)
+    parameters = list(net.exact.parameters())
+    ranks.average_gradients(parameters)
+    norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+    logged.update({f"loss_{name}": loss for name, loss in losses.items()})
+    check_finite({**logged, "gradient of the network": norm}, step)
+    optimizer.step()
+
+
+def _pseudo(config: TrainConfig, batch: Batch) -> Tensor | None:
+    """The pseudo-raws that the network renders: none where the term is off and only experts need them."""
+    return batch.pseudo if config.pseudo > 0 else None
+
+
+def _split_weights(weights: Tensor | None, batch: Batch, parts: int) -> list[Tensor | None]:
+    """Weights of a batch's targets, then of its pairs' truths, by micro-batch in the same order."""
+    if weights is None or parts == 1:
+        return [weights] * parts
+    kinds = [len(x) for x in (batch.target, batch.pair_truth) if x is not None]
+    split = [kind.chunk(parts) for kind in weights.split(kinds)]
+    return [torch.cat(pieces) for pieces in zip(*split, strict=True)]
+
+
+def _terms(
+    config: TrainConfig,
+    step: int,
+    batch: Batch,
+    leaf: Tensor,
+    net: Passes,
+    potential: Passes,
+    committee: Committee | None,
+    reference: Reference,
+    fixed: Fixed,
+    weights: Tensor | None,
+) -> list[tuple[str, Tensor, float]]:
+    """The loss terms on renderings `leaf`: name, loss, share of the first term's gradient norm."""
+    pseudo = _pseudo(config, batch)
+    pieces = iter(leaf.split([len(x) for x in (batch.raw_t, pseudo, batch.pair_raw) if x is not None]))
+    t_raw = next(pieces) if batch.raw_t is not None else None
+    t_pseudo = next(pieces) if pseudo is not None else None
+    t_pair = next(pieces) if batch.pair_raw is not None else None
+
+    terms: list[tuple[str, Tensor, float]] = []
     fidelity = leaf.new_zeros(())
     if t_pair is not None and batch.pair_truth is not None:
         if config.mode == "supervised":
-            fidelity = fidelity + net.original_loss(t_pair, batch.pair_truth).mean()
+            assert isinstance(net.exact, IspNet)
+            fidelity = fidelity + net.exact.original_loss(t_pair, batch.pair_truth).mean()
         else:
             weight = 1.0 if weights is None else weights[-len(t_pair) :]
             fidelity = fidelity + (weight * pair_loss(t_pair, batch.pair_truth)).mean()
@@ -416,20 +591,7 @@ def _map_step(
     if committee is not None and (beta := _beta(step / config.steps)) > 0:
         for name, loss in _expert_losses(batch, committee, t_raw, t_pair, reference, weights).items():
             terms.append((name, loss, beta * committee.omega[name]))
-
-    total = torch.zeros_like(leaf)
-    for name, loss, share in terms:
-        (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=True)
-        norm = float(gradient.norm())
-        norms[name] = norm if name not in norms else NORM_DECAY * norms[name] + (1 - NORM_DECAY) * norm
-        weight = share * norms[terms[0][0]] / max(norms[name], 1e-12) if len(terms) > 1 else 1.0
-        total += gradient * (min(max(weight, WEIGHT_LIMITS[0]), WEIGHT_LIMITS[1]) if name != terms[0][0] else 1.0)
-        logged[f"loss_{name}"] = float(loss.detach())
-    optimizer.zero_grad(set_to_none=True)
-    rendered.backward(total)
-    norm = float(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0))
-    _check_health({**logged, "gradient of the network": norm}, step)
-    optimizer.step()
+    return terms
 
 
 def _expert_losses(
@@ -500,12 +662,6 @@ def _update_ema(ema: torch.nn.Module, net: torch.nn.Module, decay: float) -> Non
             statistic.copy_(current)
 
 
-def _check_health(logged: dict[str, Any], step: int) -> None:
-    for key, value in logged.items():
-        if not math.isfinite(value):
-            raise TrainingDiverged(f"step {step}: {key} is {value}; lower --set lr or transport and start again")
-
-
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
@@ -552,6 +708,23 @@ def _middle(picture: np.ndarray, side: int) -> np.ndarray:
 
 def _uint8(rgb: Tensor) -> np.ndarray:
     return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    """The echo of ranks whose messages rank 0 says already."""
+
+
+class NoLog:
+    """The log of ranks that write none."""
+
+    def add(self, step: int, values: dict[str, float]) -> None: ...
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class RunLog:

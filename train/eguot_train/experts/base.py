@@ -27,6 +27,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from .. import ranks
+
 Features = tuple[Tensor, ...]
 """What a transform makes of pictures: tensors with the batch first, of about unit variance (penalties assume it)."""
 
@@ -76,9 +78,9 @@ class Standardise(nn.Module):
     @torch.no_grad()
     def update(self, features: Tensor, weights: Tensor) -> None:
         """Blend in a batch [N, *shape] with weights [N] that are not all zero."""
-        share = (weights / weights.sum()).reshape(-1, *[1] * (features.dim() - 1))
-        mean = (share * features).sum(0)
-        square = (share * features.square()).sum(0)
+        share = (weights / ranks.total(weights.sum())).reshape(-1, *[1] * (features.dim() - 1))
+        mean = ranks.total((share * features).sum(0))
+        square = ranks.total((share * features.square()).sum(0))
         old_square = self.variance + self.mean.square()
         rate = 1 / (self.count + 1).clamp(max=MEMORY)
         self.mean.lerp_(mean, rate)

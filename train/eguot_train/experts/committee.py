@@ -7,7 +7,8 @@ the very targets that the transport discounts. How much each loss counts for the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from eguot_sdk.errors import UsageError
 
+from .. import ranks
 from ..checkpoint import load_weights, optimizer_tensors, part, prefixed, restore_optimizer
 from .base import Expert, Features
 
@@ -24,7 +26,10 @@ GRADIENT_LIMIT = 1.0
 
 
 class Committee(nn.Module):
-    """Experts with their optimiser. `omega`: share of each, by its place in `experts`."""
+    """Experts with their optimiser. `omega`: share of each, by its place in `experts`.
+
+    `parts`: micro-batches of a step. `bf16`: discriminators run in bfloat16, except under a penalty; transforms never.
+    """
 
     def __init__(
         self,
@@ -34,6 +39,8 @@ class Committee(nn.Module):
         lr: float = 1e-4,
         gamma: float = GAMMA,
         penalty_every: int = PENALTY_EVERY,
+        parts: int = 1,
+        bf16: bool = False,
     ) -> None:
         super().__init__()
         names = [expert.name for expert in experts]
@@ -44,6 +51,7 @@ class Committee(nn.Module):
         self.experts = nn.ModuleList(experts)
         self.omega = dict(zip(names, omega, strict=True))
         self.gamma, self.penalty_every = gamma, penalty_every
+        self._parts, self._bf16 = parts, bf16
         trained = [p for p in self.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr, betas=(0.0, 0.99))
         self._steps = 0
@@ -67,25 +75,31 @@ class Committee(nn.Module):
         weights = real.new_ones(len(real)) if weights is None else weights.detach()
         penalise = self.gamma > 0 and self._steps % self.penalty_every == 0
         self._steps += 1
-        total, logged = real.new_zeros(()), {}
+        logged = {}
+        self.optimizer.zero_grad(set_to_none=True)
         for expert in self.members():
             with torch.no_grad():
                 expert.observe(real, weights)
-                features = _joined(expert.transform(real, real_reference), expert.transform(fake, fake_reference))
-            features = tuple(f.requires_grad_(penalise) for f in features)
-            logits = expert.judge(features)
-            margin = _margin(logits, len(real))
-            loss = (weights[:, None] * F.softplus(-margin)).mean()
-            total = total + loss
-            if penalise:
-                real_square, fake_square = _gradient_squares(logits, features).chunk(2)
-                penalty = (weights * real_square + fake_square).mean()
-                total = total + self.penalty_every * self.gamma / 2 * penalty
-            logged[f"loss_d_{expert.name}"] = float(loss.detach())
-            logged[f"sign_{expert.name}"] = float((margin.detach() > 0).float().mean())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+            losses, right = [], []
+            for r, f, rr, fr, w in self._chunks(real, fake, real_reference, fake_reference, weights):
+                with torch.no_grad():
+                    features = _joined(expert.transform(r, rr), expert.transform(f, fr))
+                features = tuple(x.requires_grad_(penalise) for x in features)
+                logits = expert.judge(features) if penalise else self._judge(expert, features)
+                margin = _margin(logits, len(r))
+                loss = (w[:, None] * F.softplus(-margin)).mean()
+                total = loss
+                if penalise:
+                    real_square, fake_square = _gradient_squares(logits, features).chunk(2)
+                    penalty = (w * real_square + fake_square).mean()
+                    total = total + self.penalty_every * self.gamma / 2 * penalty
+                (total / self._parts).backward()
+                losses.append(loss.detach())
+                right.append((margin.detach() > 0).float().mean())
+            logged[f"loss_d_{expert.name}"] = float(torch.stack(losses).mean())
+            logged[f"sign_{expert.name}"] = float(torch.stack(right).mean())
         for expert in self.members():
+            ranks.average_gradients(expert.parameters())
             torch.nn.utils.clip_grad_norm_(expert.parameters(), GRADIENT_LIMIT)
         self.optimizer.step()
         return logged
@@ -104,9 +118,18 @@ class Committee(nn.Module):
         for expert in self.members():
             with torch.no_grad():
                 seen = expert.transform(real, real_reference)
-            logits = expert.judge(_joined(seen, expert.transform(fake, fake_reference)))
+            logits = self._judge(expert, _joined(seen, expert.transform(fake, fake_reference)))
             found[expert.name] = (weights[:, None] * F.softplus(_margin(logits, len(real)))).mean()
         return found
+
+    def _judge(self, expert: Expert, features: Features) -> Tensor:
+        with torch.autocast(features[0].device.type, torch.bfloat16, enabled=self._bf16):
+            logits = expert.judge(features)
+        return logits.float()
+
+    def _chunks(self, *tensors: Tensor | None) -> Iterator[tuple[Any, ...]]:
+        """The tensors' micro-batches; None stays None."""
+        return zip(*((None,) * self._parts if x is None else x.chunk(self._parts) for x in tensors), strict=True)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a checkpoint must hold: weights, running statistics, optimiser state, step count."""

@@ -1,0 +1,113 @@
+"""Two processes on CPUs (gloo, under torchrun): the curve of one process, one writer, and a restart after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from eguot_train import ranks
+from eguot_train.checkpoint import checkpoints, read_checkpoint
+
+TINY = ("crop=24", "potential_width=4", "potential_reduce=1", "weighted_alignment=false", "warmup=0", "r1_every=2")
+
+
+def command(processes: int, folders: dict[str, str], out: Path, *settings: str, restarts: int = 0) -> list[str]:
+    start = [
+        "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}",
+        "--monitor-interval=0.2", "-m", "eguot_sdk.cli",
+    ]  # fmt: skip
+    run = ["train", "mixed", *(f"--{role}={folder}" for role, folder in folders.items()), "--out", str(out)]
+    return [sys.executable, *start, *run, *(f"--set={setting}" for setting in (*TINY, *settings))]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def curves(run: Path) -> dict[str, np.ndarray]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {key: np.array([line[key] for line in lines if key in line]) for key in lines[0]}
+
+
+def test_without_torchrun_nothing_is_exchanged() -> None:
+    assert (ranks.rank(), ranks.world(), ranks.restarted()) == (0, 1, False)
+    values = torch.tensor([1.0, 2.0])
+    assert ranks.mean(values) is values
+    assert ranks.total(values) is values
+    assert ranks.mean_of({"a": 1.5}, torch.device("cpu")) == {"a": 1.5}
+    assert ranks.from_first(lambda: "mine") == "mine"
+    with ranks.joined(torch.device("cpu")) as device:
+        assert device.type == "cpu"
+
+
+def test_two_processes_give_the_curve_of_one(folders: dict[str, str], tmp_path: Path) -> None:
+    """Same crops, same batch of 4, all terms, an expert: logged means within 0.1% over 20 steps, weights within 2e-4.
+
+    Adam turns rounding of small gradients into steps of its own size, hence the weights' tolerance.
+    """
+    settings = ("steps=20", "batch=4", "experts=colour", "experts_width=4", "checkpoint_every=20")
+    for processes in (1, 2):
+        done = subprocess.run(
+            command(processes, folders, tmp_path / str(processes), *settings),
+            env=environment(), capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("3 raws, 3 photos, 3 pairs") == 1, "rank 0 alone speaks"
+    one, two = curves(tmp_path / "1"), curves(tmp_path / "2")
+    assert one.keys() == two.keys()
+    assert list(one["step"]) == [10, 20], "one process writes the log"
+    for key in one:
+        np.testing.assert_allclose(two[key], one[key], rtol=1e-3, atol=2e-4, err_msg=key)
+    files = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if "tensorboard" not in p.parts) for root in (
+        tmp_path / "1", tmp_path / "2")]  # fmt: skip
+    assert files[0] == files[1]
+    assert len(list((tmp_path / "2" / "tensorboard").iterdir())) == 1
+    first, second = (load_file(checkpoints(tmp_path / name)[-1]) for name in ("1", "2"))
+    for key, values in first.items():
+        if key.startswith("net."):
+            torch.testing.assert_close(second[key], values, rtol=0, atol=2e-4)
+
+
+def children(pid: int) -> list[int]:
+    """Processes below torchrun that run Python."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(child) for child in (task / "children").read_text().split()]
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers through /proc")
+def test_a_killed_rank_is_started_again_and_the_run_ends_as_unbroken(folders: dict[str, str], tmp_path: Path) -> None:
+    """SIGKILL to a rank in the middle: torchrun starts both again, they resume, the end is the same to the last bit."""
+    settings = ("steps=60", "batch=2", "checkpoint_every=5")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    done = subprocess.run(
+        command(2, folders, whole, *settings), env=environment(), capture_output=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    process = subprocess.Popen(
+        command(2, folders, broken, *settings, restarts=1), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not checkpoints(broken):
+        time.sleep(0.02)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(max(workers), signal.SIGKILL)
+    _, messages = process.communicate(timeout=300)
+    assert process.returncode == 0, messages
+    assert messages.count("3 raws, 3 photos, 3 pairs") == 2, "it was started again"
+    first, second = (read_checkpoint(checkpoints(run)[-1]) for run in (whole, broken))
+    assert first[1] == second[1]
+    assert all(torch.equal(second[0][key], values) for key, values in first[0].items())
+    assert curves(whole)["step"].tolist() == curves(broken)["step"].tolist()
