@@ -262,3 +262,14 @@ def test_an_edge_stays_where_it_is(cfa: str, at: int, across: bool) -> None:
     assert place.mean() == pytest.approx(at, abs=0.1)
     assert place[1] == pytest.approx(at, abs=0.1)
     assert place == pytest.approx([at] * 3, abs=1.1)
+
+
+def test_one_pair_says_more_than_the_photos_do() -> None:
+    """A look two spreads off the prior; unlike scenes on both sides; a pair of twenty colours."""
+    look = camera_alignment(PRIOR + np.array([1.5, 2, 0, 2, -2]) * PRIOR_SPREAD)
+    source = pictures_of((colours(300, 0) * torch.tensor([1.0, 0.8, 0.6])).clamp(0, 1))
+    target = pictures_of(mapped(look, (colours(300, 1) * torch.tensor([0.7, 0.9, 1.0])).clamp(0, 1)))
+    pair = colours(1440, 2)[:20]
+    unpaired = fit_alignment(source, target)
+    mixed = fit_alignment(source, target, pairs=[(pair, mapped(look, pair).clamp(0, 1))])
+    assert rms(mixed, look) < 0.6 * rms(unpaired, look)

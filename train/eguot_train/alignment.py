@@ -13,8 +13,9 @@ All colours are gamma-space RGB in [0, 1]. Samples come picture by picture, [n, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,6 +52,8 @@ LEAST_SHARE = 0.02
 """Least share of the content noise that folders of the same scenes are taken to have."""
 FREE = 3.0
 """Factor on the prior's width in the fit whose misfit is judged."""
+PAIR_VARIANCE, PAIR_COUNT = 0.05**2, 20.0
+"""Of a mapped colour against the truth; and how many independent colours a pair counts for: neighbours are alike."""
 STEP = 1e-4
 
 
@@ -74,12 +77,18 @@ class _Side:
 
 
 def fit_alignment(
-    source: Sequence[Tensor], target: Sequence[Tensor], *, target_weights: Sequence[float] | None = None
+    source: Sequence[Tensor],
+    target: Sequence[Tensor],
+    *,
+    target_weights: Sequence[float] | None = None,
+    pairs: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Alignment:
     """The alignment of R(raws), sampled as `source`, to the photos sampled as `target`.
 
-    `target_weights`: how much each photo counts, such as its mean w(y); 1 by default. Depends on nothing else.
+    `target_weights`: how much each photo counts, such as its mean w(y); 1 by default. `pairs`: colours [n, 3] of R and
+    of the truth at the same places, where some are known. Depends on nothing else.
     """
+    known = [(x.double().numpy(), y.double().numpy()) for x, y in pairs]
     photos = [1.0] * len(target) if target_weights is None else list(target_weights)
     sides = [[x[: max(1, SAMPLES // len(side))] for x in side] for side in (source, target)]
     joined = [torch.cat(side) for side in sides]
@@ -98,7 +107,7 @@ def fit_alignment(
         plan_a, plan_b, potentials = unbalanced_marginals(distance, a, b, potentials)
         for i, plan in enumerate((plan_a, plan_b)):
             weights[i] = (1 - DAMPING) * weights[i] + DAMPING * plan / plan.sum()
-        values = _most_probable(_side(sides[0], weights[0]), _side(sides[1], weights[1]), draws, values)
+        values = _most_probable(_side(sides[0], weights[0]), _side(sides[1], weights[1]), draws, known, values)
     return camera_alignment(values)
 
 
@@ -147,7 +156,11 @@ def _side(pictures: Sequence[Tensor], weights: Tensor) -> _Side:
 
 
 def _most_probable(
-    source: _Side, target: _Side, draws: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]], start: Array
+    source: _Side,
+    target: _Side,
+    draws: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    known: Sequence[tuple[Array, Array]],
+    start: Array,
 ) -> Array:
     """Values that maximise prior times likelihood of what differs, with Gaussian content noise."""
     values = start
@@ -159,29 +172,55 @@ def _most_probable(
     for _ in range(2):
         noise = np.cov(np.array([_misfit(values, *pair) for pair in drawn]).T) + few * np.eye(len(LEVELS) + 3)
         ridge = np.eye(len(noise))
-        free = _solve(seen, np.linalg.inv(noise + RIDGE * ridge), precision / FREE**2)
+        free = _solve(seen, np.linalg.inv(noise + RIDGE * ridge), precision / FREE**2, known)
         left = _misfit(free, *seen)
         share = float(left @ np.linalg.solve(noise + FINE_RIDGE * ridge, left)) / (len(left) - len(values))
         share = min(max(share, LEAST_SHARE), 1.0)
-        values = _solve(seen, np.linalg.inv(noise + RIDGE * ridge) / share, precision)
+        values = _solve(seen, np.linalg.inv(noise + RIDGE * ridge) / share, precision, known)
     return values
 
 
-def _solve(seen: tuple[tuple[Array, Array], tuple[Array, Array]], inverse: Array, precision: Array) -> Array:
+def _solve(
+    seen: tuple[tuple[Array, Array], tuple[Array, Array]],
+    inverse: Array,
+    precision: Array,
+    known: Sequence[tuple[Array, Array]],
+) -> Array:
     """Gauss-Newton from the prior's mean."""
     values = PRIOR
     for _ in range(15):
-        left = _misfit(values, *seen)
-        slopes = np.empty((len(left), len(values)))
-        for i in range(len(values)):
-            nudged = values.copy()
-            nudged[i] += STEP
-            slopes[:, i] = (_misfit(nudged, *seen) - left) / STEP
-        step = np.linalg.solve(
-            slopes.T @ inverse @ slopes + precision, slopes.T @ inverse @ left + precision @ (values - PRIOR)
-        )
-        values = (values - step).clip(LOWEST, HIGHEST)
+        curvature, slope = precision.copy(), precision @ (values - PRIOR)
+        left, slopes = _with_slopes(lambda v: _misfit(v, *seen), values)
+        curvature += slopes.T @ inverse @ slopes
+        slope = slope + slopes.T @ inverse @ left
+        for colours, truth in known:
+            left, slopes = _with_slopes(partial(_colour_errors, colours, truth), values)
+            weight = PAIR_COUNT / len(left) / PAIR_VARIANCE
+            curvature += weight * slopes.T @ slopes
+            slope = slope + weight * slopes.T @ left
+        values = (values - np.linalg.solve(curvature, slope)).clip(LOWEST, HIGHEST)
     return values
+
+
+def _with_slopes(function: Callable[[Array], Array], values: Array) -> tuple[Array, Array]:
+    """A function's numbers [n] and their derivatives [n, 5]."""
+    left = function(values)
+    slopes = np.empty((len(left), len(values)))
+    for i in range(len(values)):
+        nudged = values.copy()
+        nudged[i] += STEP
+        slopes[:, i] = (function(nudged) - left) / STEP
+    return left, slopes
+
+
+def _colour_errors(rgb: Array, truth: Array, values: Array) -> Array:
+    """[3n]: what `camera_alignment(values)` makes of colours [n, 3], clipped as R(x) is, minus the truth."""
+    y = rgb @ np.array(LUMA)
+    chroma = np.stack([rgb[:, 0] - y, rgb[:, 2] - y], 1) @ np.array(_turn(values)).T
+    toned = np.interp(y, np.linspace(0, 1, KNOTS), camera_tone(values))
+    red, blue = toned + chroma[:, 0], toned + chroma[:, 1]
+    green = (toned - LUMA[0] * red - LUMA[2] * blue) / LUMA[1]
+    return np.asarray((np.stack([red, green, blue], 1).clip(0, 1) - truth).ravel())
 
 
 def _misfit(values: Array, source: tuple[Array, Array], target: tuple[Array, Array]) -> Array:

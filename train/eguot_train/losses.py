@@ -7,7 +7,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .blur import gaussian
-from .cost import low_pass, luma
 
 C1, C2 = 0.01**2, 0.03**2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -55,16 +54,13 @@ def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, (2 * cov + C2) / (var_a + var_b + C2)
 
 
-def coarse_chroma(a: Tensor, b: Tensor) -> Tensor:
-    """[B] mean absolute difference of low-passed (R - Y, B - Y)."""
-    difference = low_pass(a - b)
-    chroma = difference[:, 0::2] - luma(difference)
-    return chroma.abs().mean((1, 2, 3))
-
-
 def pair_loss(rendered: Tensor, truth: Tensor) -> Tensor:
-    """[B] Charbonnier + 0.15 (1 - SSIM) + 0.5 coarse chroma (METHOD.md 2.1)."""
-    return charbonnier(rendered, truth) + 0.15 * (1 - ssim(rendered, truth)) + 0.5 * coarse_chroma(rendered, truth)
+    """[B] Charbonnier + 0.3 (1 - SSIM) + 5 MSE.
+
+    METHOD.md 2.1 has 0.15 (1 - SSIM) and a coarse chroma term instead of the MSE; `train/LOG.md` has the comparison.
+    """
+    square = (rendered - truth).square().mean((1, 2, 3))
+    return charbonnier(rendered, truth) + 0.3 * (1 - ssim(rendered, truth)) + 5 * square
 
 
 def supervised_loss(rendered: Tensor, truth: Tensor) -> Tensor:
