@@ -73,7 +73,9 @@ class TrainConfig:
     pseudo: float = 1.0
     """Weight of the pseudo-pair term in unpaired and mixed mode. 0 switches it off."""
     weighted_alignment: bool = True
-    """Weight the reference alignment by unbalanced transport in colour space."""
+    """Fit the reference alignment as `alignment.fit_alignment` does; false: plain quantiles and moments."""
+    refit: float = 0.4
+    """Fraction of the steps after which the alignment is fitted again, photos weighted by their mean w(y). 0: never."""
     psi_source: Family = "linear"
     psi_target: Family = "softplus"
     alpha: float = 1.0
@@ -136,7 +138,7 @@ class TrainConfig:
             raise UsageError(f"batch must be a multiple of accumulate, got {self.batch} and {self.accumulate}")
         if self.crop % 2 or self.crop < 24:
             raise UsageError(f"crop must be an even number of at least 24 packed pixels, not {self.crop}")
-        for key in ("alpha_fraction", "warmup", "ema"):
+        for key in ("alpha_fraction", "warmup", "ema", "refit"):
             if not 0 <= getattr(self, key) <= 1:
                 raise UsageError(f"{key} must be in 0..1, not {getattr(self, key)}")
         for key in ("transport", "pseudo", "r1", "cost_strength"):

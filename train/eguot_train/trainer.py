@@ -24,7 +24,7 @@ from torch import Tensor
 
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.metrics import psnr
-from eguot_sdk.pairs import list_pairs
+from eguot_sdk.pairs import PairLike, list_pairs
 
 from . import ranks
 from .alignment import fit_alignment, fit_plain_alignment
@@ -49,6 +49,7 @@ from .experts import ColourExpert, Committee, Expert, FrequencyExpert, Structure
 from .health import Health, TrainingDiverged, check_finite
 from .isps import IspNet, Recipe
 from .losses import pair_loss
+from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
 from .psi import Psi
 from .reference import Alignment, Reference
@@ -60,6 +61,8 @@ DEFAULT_RUN = Path(__file__).parent / "models" / "default"
 LOG_EVERY = 10
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
+MOST_PAIRS = 50
+"""Pairs that the alignment of a mixed run looks at."""
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
 
@@ -153,6 +156,9 @@ def _train(
         echo("aligning the reference rendering with the photos (a few seconds)")
     fixed = _fixed_from_state(config, state) if state else ranks.from_first(lambda: _fit_fixed(config, sources))
     norms: dict[str, float] = dict(state.get("norms", {}))
+    photo_weights = PhotoWeights(sources.photo_names)
+    if state:
+        photo_weights.restore(state["photo_weights"])
     for module in (net, ema, potential):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
     ema.eval().requires_grad_(False)
@@ -181,7 +187,7 @@ def _train(
                 **prefixed("opt_potential", optimizer_tensors(opt_potential)),
                 **prefixed("committee", committee.tensors() if committee is not None else {}),
             },
-            _state(fixed, norms, sources),
+            _state(fixed, norms, sources, photo_weights),
         )
 
     run_net, run_potential = Passes(net, config, device), Passes(potential, config, device)
@@ -196,7 +202,8 @@ def _train(
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log:
-        for step, batch in batches.stream(start, config.steps):
+        refit = round(config.refit * config.steps) if config.unpaired and config.transport > 0 else 0
+        for step, batch in batches.stream(start, config.steps, pause=refit):
             batch = _to(batch, device)
             _set_rates(config, step, opt_net, opt_potential, committee)
             alpha = _alpha(config, step)
@@ -210,6 +217,8 @@ def _train(
                         weights = _potential_step(
                             config, step, judged, run_potential, opt_potential, psi_source, psi_target, logged
                         )
+                        photo_weights.update(batch.target_index, weights[: len(batch.target_index)])
+                        weights = weights / ranks.mean(weights.mean()).clamp(min=1e-6)
                     if committee is not None:
                         seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
                         logged.update(committee.step(*seen, weights))
@@ -231,12 +240,18 @@ def _train(
             for line in batches.skipped()[told:]:
                 warn(f"skipped {line}")
                 told += 1
+            if done == refit:
+                fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.means))
+                reference = Reference(fixed.alignment)
+                batches.realign(fixed.alignment)
             if not first:
                 continue
             if config.val and (done % config.val_every == 0 or done == config.steps):
                 log.write(done, {"val_psnr_db": validate(ema, config)})
             if done % config.sheet_every == 0 or done == config.steps:
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
+                if config.unpaired and config.transport > 0 and "srgb" not in sources.shards:
+                    photo_weights.save(out, sources.photos)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 log.flush()
                 keep(done)
@@ -245,7 +260,7 @@ def _train(
 
 KEPT = (
     "mode", "isp", "color_input", "init", "seed", "crop", "potential_width", "potential_reduce", "experts",
-    "experts_width", "weighted_alignment", "window", "reuse",
+    "experts_width", "weighted_alignment", "refit", "window", "reuse",
 )  # fmt: skip
 """Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
 ELSEWHERE = ("raw", "srgb", "pairs")
@@ -337,11 +352,28 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
 
 
 def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
-    """The alignment between a run's raws and photos; `photo_weights`: mean w(y) of each photo, where known."""
+    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: mean w(y) of each photo."""
     source, target = colour_samples(config, sources)
     if not config.weighted_alignment:
         return fit_plain_alignment(source, target)
-    return fit_alignment(source, target, target_weights=photo_weights)
+    pairs = [_pair_colours(config, pair) for pair in sources.pairs[:MOST_PAIRS]]
+    return fit_alignment(source, target, target_weights=photo_weights, pairs=pairs)
+
+
+def _pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:
+    """8x8 means [n, 3] of a pair's unaligned R(x) and of its truth, at most 200."""
+    frame, truth = pair.frame(), pair.truth()
+    planes, (y, x) = frame_planes(frame, config.color_input, 0, 4)
+    half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
+    # Where the mosaic does not start with red, its grid lies a pixel off the truth's: little, of eight.
+    rows, columns = (frame.height - y) // 8, (frame.width - x) // 8
+    colours = [
+        torch.nn.functional.avg_pool2d(half, 4)[0, :, :rows, :columns],
+        torch.nn.functional.avg_pool2d(pictures([truth]), 8)[0, :, :rows, :columns],
+    ]
+    every = max(1, rows * columns // 200)
+    first, second = (c.reshape(3, -1).T[::every] for c in colours)
+    return first, second
 
 
 def colour_samples(config: TrainConfig, sources: Sources) -> tuple[list[Tensor], list[Tensor]]:
@@ -372,8 +404,9 @@ def _fixed_from_state(config: TrainConfig, state: dict[str, Any]) -> Fixed:
     )
 
 
-def _state(fixed: Fixed, norms: dict[str, float], sources: Sources) -> dict[str, Any]:
+def _state(fixed: Fixed, norms: dict[str, float], sources: Sources, photo_weights: PhotoWeights) -> dict[str, Any]:
     return {
+        "photo_weights": photo_weights.state(),
         "norms": norms,
         "data": sources.hashes,
         "fixed": {
@@ -437,7 +470,7 @@ def _potential_step(
     psi_target: Psi,
     logged: dict[str, Any],
 ) -> Tensor:
-    """One step of v on fakes and reals; returns the targets' outlier weights w(y), mean 1 over all ranks."""
+    """One step of v on fakes and reals; returns the targets' outlier weights w(y)."""
     parameters = list(potential.exact.parameters())
     optimizer.zero_grad(set_to_none=True)
     parts = config.accumulate
@@ -465,7 +498,7 @@ def _potential_step(
         loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
         cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
     )  # fmt: skip
-    return weights / ranks.mean(weights.mean()).clamp(min=1e-6)
+    return weights
 
 
 def _map_step(

@@ -50,7 +50,7 @@ class Batch:
     target: Tensor | None = None
     """Target photos."""
     target_index: tuple[int, ...] = ()
-    """Which photo each target is a crop of."""
+    """Which of the run's photos each target is a crop of; -1 where it came from a shard."""
     pseudo: Tensor | None = None
     """The raws that would have made `target`."""
     pair_raw: Tensor | None = None
@@ -307,9 +307,10 @@ class Batches:
             if self._raws is not None and self._photos is not None:
                 raws_v.append(self._raws.pick(rng).sample(rng)[0])
                 raws_t.append(self._raws.pick(rng).sample(rng)[0])
-                crop, index = self._photos.pick(rng).sample(rng)
+                photos = self._photos.pick(rng)
+                crop, index = photos.sample(rng)
                 targets.append(crop)
-                indices.append(index if self._photos.fixed else -1)
+                indices.append(photos.kept[index] if self._photos.fixed else -1)
                 if self._pseudo is not None:
                     pseudos.append(self._pseudo.make(crop, rng))
             if self._pairs is not None:
@@ -329,18 +330,28 @@ class Batches:
             line for drawn in (self._raws, self._photos, self._pairs) if drawn is not None for line in drawn.skipped()
         ]
 
-    def stream(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-        """Batches of steps start..stop-1, made ahead of time in background threads (one, where windows move)."""
+    def realign(self, alignment: Alignment) -> None:
+        """Make pseudo-raws through another alignment from the next batch on."""
+        if self._pseudo is not None:
+            self._pseudo.alignment = alignment
+
+    def stream(self, start: int, stop: int, *, pause: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Batches of steps start..stop-1, made ahead of time in background threads (one, where windows move).
+
+        None from `pause` on is made before all earlier ones are done with: the caller may `realign` there.
+        """
         windows = any(d is not None and not d.fixed for d in (self._raws, self._photos, self._pairs))
         threads = 1 if windows else self._config.loaders
         ahead = PREFETCH * threads
+        spans = [(start, pause), (pause, stop)] if start < pause < stop else [(start, stop)]
         with ThreadPoolExecutor(threads) as pool:
-            waiting = [pool.submit(self.at, step) for step in range(start, min(start + ahead, stop))]
-            for step in range(start, stop):
-                batch = waiting.pop(0).result()
-                if step + ahead < stop:
-                    waiting.append(pool.submit(self.at, step + ahead))
-                yield step, batch
+            for first, last in spans:
+                waiting = [pool.submit(self.at, step) for step in range(first, min(first + ahead, last))]
+                for step in range(first, last):
+                    batch = waiting.pop(0).result()
+                    if step + ahead < last:
+                        waiting.append(pool.submit(self.at, step + ahead))
+                    yield step, batch
 
 
 class _Drawn(Generic[C]):
