@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -182,6 +182,7 @@ class _Run:
 
     def __init__(self, jobs: Sequence[Job], settings: Settings, result: Result, bar: Progress[int]) -> None:
         self.jobs, self.settings, self.result, self.bar = jobs, settings, result, bar
+        self.reading: Future[RawFrame] | None = None
         self.writing: tuple[Job, Future[None]] | None = None
 
     def all(self) -> None:
@@ -211,35 +212,30 @@ class _Run:
                 ThreadPoolExecutor(1) as writer,
             ):
                 try:
-                    ahead: Future[RawFrame] | None = None
                     for number, job in enumerate(self.jobs):
-                        reading = ahead or reader.submit(read, job)
+                        if self.reading is None:
+                            self.reading = reader.submit(read, job)
                         following = self.jobs[number + 1 : number + 2]
-                        ahead = self._one(isp, job, reading, following, lambda j: reader.submit(read, j), writer)
+                        self._one(isp, job, [partial(reader.submit, read, j) for j in following], writer)
                     self._finish_writing()
                 except BaseException:
                     decoder.close()  # or leaving the block would wait for what is being decoded
                     raise
 
     def _one(
-        self,
-        isp: ISP,
-        job: Job,
-        reading: Future[RawFrame],
-        following: Sequence[Job],
-        submit: Any,
-        writer: ThreadPoolExecutor,
-    ) -> Future[RawFrame] | None:
-        """Develop one job and hand its picture to the writer; returns the frame that is being read meanwhile."""
-        ahead: Future[RawFrame] | None = None
+        self, isp: ISP, job: Job, following: Sequence[Callable[[], Future[RawFrame]]], writer: ThreadPoolExecutor
+    ) -> None:
+        """Develop the job that is being read, have the following one read meanwhile, and have the picture written."""
+        assert self.reading is not None
+        reading, self.reading = self.reading, None
         try:
             frame = reading.result()
-            del reading
+            del reading  # it holds the mosaic, which must be gone when the picture is encoded
             large = frame.mosaic.size > LARGE_PIXELS
             if large:
                 self._finish_writing()
             elif following:
-                ahead = submit(following[0])
+                self.reading = following[0]()
             for note in _notes(frame):
                 self.bar.message(f"Note: {job.raw}: {note}")
 
@@ -258,7 +254,6 @@ class _Run:
             raise
         except Exception as error:  # one file must not stop the others, whatever is in it
             self._failed(job, error)
-        return ahead
 
     def _finish_writing(self) -> None:
         if self.writing is None:
