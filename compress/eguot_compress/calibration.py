@@ -19,6 +19,7 @@ from torch import Tensor
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import RawFrame, read_raw
+from eguot_sdk.shading import shaded
 from eguot_train.config import TrainConfig
 from eguot_train.data.crops import RAW_SUFFIXES, Picture, RawCrops, find_files
 from eguot_train.data.scenes import make_scene
@@ -109,7 +110,7 @@ def _readable(paths: Sequence[Path]) -> tuple[list[Path], list[RawFrame]]:
     files, frames = [], []
     for path in paths:
         try:
-            frames.append(read_raw(path))
+            frames.append(shaded(read_raw(path), "auto"))
         except EguotError:
             continue
         files.append(path)

@@ -27,6 +27,7 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option(
     "--sustained", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Also develop so long on end."
 )
+@click.option("--delegate", metavar="LIB", help="TFLite delegate library on the device; it is code and will run.")
 @click.option(
     "--max-seconds", type=click.FloatRange(1), metavar="S", help="Longest time for one device, set-up included."
 )
@@ -43,6 +44,7 @@ def profile(
     pairs: Path | None,
     threads: tuple[int, ...],
     sustained: float,
+    delegate: str | None,
     max_seconds: float | None,
     budget_ms: float | None,
     benchmark_model: Path | None,
@@ -60,7 +62,9 @@ def profile(
     from .profile import profile as run
     from .report import failure_line, to_json, to_table, write_report
 
-    asked = Asked(raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, max_seconds=max_seconds)
+    asked = Asked(
+        raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, delegate=delegate, max_seconds=max_seconds
+    )
     with tempfile.TemporaryDirectory() as pictures:
         report = run(
             models,
@@ -68,7 +72,7 @@ def profile(
             asked=asked,
             benchmark_model=benchmark_model,
             pictures=Path(pictures),
-            command=_command(models, devices, raw, pairs, threads, sustained, max_seconds),
+            command=_command(models, devices, raw, pairs, threads, sustained, delegate, max_seconds),
         )
         written = write_report(report, out, pictures=Path(pictures), pairs=pairs) if out is not None else []
     for path in written:
@@ -92,6 +96,7 @@ def _command(
     pairs: Path | None,
     threads: tuple[int, ...],
     sustained: float,
+    delegate: str | None,
     max_seconds: float | None,
 ) -> str:
     """The command line with names instead of paths, for the report."""
@@ -101,6 +106,7 @@ def _command(
         words += [option, path.resolve().name] if path is not None else []
     words += ["--threads", ",".join(map(str, threads))] if threads else []
     words += ["--sustained", f"{sustained:g}"] if sustained else []
+    words += ["--delegate", Path(delegate).name] if delegate is not None else []
     words += ["--max-seconds", f"{max_seconds:g}"] if max_seconds is not None else []
     return shlex.join(words)
 

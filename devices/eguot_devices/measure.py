@@ -66,6 +66,8 @@ class Job:
     """0: not asked for."""
     budget_s: float | None
     """Seconds for all speed runs; None: about 45."""
+    delegate: str | None = None
+    """TFLite delegate library that computes what it can."""
 
 
 def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
@@ -75,7 +77,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     share = 1.0 if job.budget_s is None else min(1.0, job.budget_s / MODEL_SECONDS)
     start_memory_mb = memory_mb()[0]
     start = time.perf_counter()
-    isp = ISP.load(path)
+    isp = ISP.load(path, delegate=job.delegate)
     load_ms = (time.perf_counter() - start) * 1e3
     on_progress("loaded")
     frame = synthetic_frame(EMULATED_SIZE if emulated else SYNTHETIC_SIZE) if job.raw is None else read_raw(job.raw)
@@ -83,7 +85,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     timed = partial(_repeat, share=share, emulated=emulated, on_progress=on_progress)
     calm = _calm_times()
     others = OtherLoad()
-    tile = _measure_tile(path, isp.spec, frame, (height, width), timed)
+    tile = _measure_tile(path, isp.spec, frame, (height, width), timed, delegate=job.delegate)
     megapixels = frame.mosaic.size / 1e6
     source = frame if job.raw is None else job.raw
     energy = EnergyMeter()
@@ -95,7 +97,8 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     peak_memory_mb = memory_mb()[1]
     calm += _calm_times()
     sweep = tuple(
-        _sweep_point(path, isp.spec, frame, source, (height, width), n, timed, on_progress) for n in job.threads
+        _sweep_point(path, isp.spec, frame, source, (height, width), n, timed, on_progress, job.delegate)
+        for n in job.threads
     )
     ops_seconds = 0.0 if emulated else OPERATOR_SECONDS * share
     on_progress("operators")
@@ -205,11 +208,17 @@ Timed = Callable[[Callable[[], object], str, float, int], Latency]
 
 
 def _measure_tile(
-    path: Path, spec: IspSpec, frame: RawFrame, size: tuple[int, int], timed: Timed, threads: int = 1
+    path: Path,
+    spec: IspSpec,
+    frame: RawFrame,
+    size: tuple[int, int],
+    timed: Timed,
+    threads: int = 1,
+    delegate: str | None = None,
 ) -> TileProfile:
     """The network on one tile as `process` cuts them, filled with the top left of the frame."""
     start = time.perf_counter()
-    runtime = open_runtime(path, threads=threads)
+    runtime = open_runtime(path, threads=threads, delegate=delegate)
     try:
         runtime.resize(*size)
         init_ms = (time.perf_counter() - start) * 1e3
@@ -247,10 +256,11 @@ def _sweep_point(
     threads: int,
     timed: Timed,
     on_progress: OnProgress,
+    delegate: str | None,
 ) -> ThreadPoint:
     on_progress(f"{threads} threads")
-    tile = _measure_tile(path, spec, frame, size, timed, threads)
-    with ISP.load(path, threads=threads) as isp:
+    tile = _measure_tile(path, spec, frame, size, timed, threads, delegate)
+    with ISP.load(path, threads=threads, delegate=delegate) as isp:
         frames = timed(lambda: isp.process(source), f"frame on {threads} threads", FRAME_SECONDS / 2, FRAME_RUNS)
     return ThreadPoint(threads=threads, tile=tile.latency, frame=frames)
 

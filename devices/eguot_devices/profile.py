@@ -50,6 +50,8 @@ class Asked:
     """Numbers of threads to sweep over."""
     sustained_s: float = 0.0
     """Develop frames for so long and see what heat does."""
+    delegate: str | None = None
+    """TFLite delegate library on the machine that measures; it is code and will run."""
     max_seconds: float | None = None
     """For one device, from connecting to the last result; what is not done by then is named as failed."""
 
@@ -218,6 +220,7 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
             threads=asked.threads,
             sustained_s=asked.sustained_s,
             budget_s=None,
+            delegate=asked.delegate,
         )
         for name, path in zip(names, paths, strict=True)
     ]

@@ -10,7 +10,7 @@ from samples import job
 from eguot_devices.judge import read_picture
 from eguot_devices.measure import GOLDEN_OUTPUT, golden_output, measure, synthetic_frame
 from eguot_devices.timing import MIN_PERCENTILE_RUNS
-from eguot_sdk.errors import IspFileError
+from eguot_sdk.errors import IspFileError, UsageError
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import read_raw
@@ -98,3 +98,10 @@ def test_a_file_that_is_no_isp_is_refused(tmp_path: Path) -> None:
     path.write_bytes(np.random.default_rng(0).bytes(4096))
     with pytest.raises(IspFileError, match=r"noise\.tflite"):
         measure(job(path, tmp_path), lambda words: None)
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_a_delegate_reaches_the_runtime(shipped: Path, tmp_path: Path) -> None:
+    asked = job(shipped / "tiny.w8a8.tflite", tmp_path, delegate=str(tmp_path / "absent.so"))
+    with pytest.raises(UsageError, match=r"absent\.so' is not a file"):
+        measure(asked, lambda words: None)

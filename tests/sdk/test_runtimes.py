@@ -154,6 +154,7 @@ def test_a_delegate_is_asked_and_a_plain_library_refused(tmp_path: Path) -> None
     planes = np.random.default_rng(0).random((16, 16, 4), dtype=np.float32)
     with ISP.load(INT8) as isp, ISP.load(INT8, delegate=tmp_path / "delegate.so") as delegated:
         assert delegated.threads == 1
+        assert delegated.runtime.endswith(", delegate.so")
         np.testing.assert_array_equal(delegated.run(planes), isp.run(planes))  # this delegate takes no operator
     assert ctypes.c_int.in_dll(ctypes.CDLL(str(tmp_path / "delegate.so")), "calls").value >= 1
 

@@ -32,7 +32,8 @@ def litert_factory(path: Path, delegate: str | Path | None) -> RuntimeFactory:
 
     def open_one(threads: int) -> LiteRtRuntime:
         loaded = [_load_delegate(module, delegate)] if delegate is not None else None
-        return LiteRtRuntime(module, package, model, path.name, threads, loaded)
+        name = package if delegate is None else f"{package}, {Path(delegate).name}"
+        return LiteRtRuntime(module, name, model, path.name, threads, loaded)
 
     return open_one
 

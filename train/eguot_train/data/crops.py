@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.raw import RawFrame, read_raw
+from eguot_sdk.shading import shaded
 from eguot_sdk.spec import ColorInput, IspSpec
 
 Planes = NDArray[np.float32]
@@ -46,7 +47,7 @@ def load_raws(folder: Path) -> tuple[list[RawFrame], list[str]]:
     frames, skipped = [], []
     for path in find_files(folder, RAW_SUFFIXES):
         try:
-            frames.append(read_raw(path))
+            frames.append(shaded(read_raw(path), "auto"))
         except EguotError as error:
             skipped.append(f"{path.name}: {error}")
     if not frames:

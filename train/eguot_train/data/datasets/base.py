@@ -25,6 +25,7 @@ from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
 from eguot_sdk.ingest import RED_AT, unpack
 from eguot_sdk.pairs import Pair, read_mosaic, read_picture
 from eguot_sdk.raw import RawFrame, read_raw
+from eguot_sdk.shading import shaded
 
 Kind = Literal["pairs", "zrr", "mai", "ntire26", "ispw", "raws", "photos", "unpaired"]
 PARTS = ("train", "val", "test")
@@ -80,7 +81,7 @@ class Item:
             raise UsageError(f"{self.name} has no raw")
         suffix = self.raw.suffix.lower()
         if suffix not in (".npy", ".png"):
-            return read_raw(self.raw)
+            return shaded(read_raw(self.raw), "auto")
         if self.values is None:
             raise UsageError(f"{self.raw}: its CFA phase and levels are unknown; give them in {SETTINGS_FILE}")
         mosaic = read_npy(self.raw) if suffix == ".npy" else read_mosaic(self.raw)
