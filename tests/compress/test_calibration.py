@@ -57,3 +57,16 @@ def test_a_folder_of_damaged_raws_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.dng").write_bytes(b"II*\0" + b"\0" * 64)
     with pytest.raises(UsageError, match="no readable raws"):
         load_calibration(CONFIG, tmp_path)
+
+
+def test_joined_crops_are_the_same_crops_on_larger_pictures(pairs: Path) -> None:
+    found = load_calibration(CONFIG, pairs)
+    joined = found.joined()
+    side = found.golden.shape[-1]
+    assert joined.golden.shape == (GOLDEN_CROPS // 4 + 1, 4, 2 * side, 2 * side)
+    assert joined.tiles.shape[0] == CALIBRATION_CROPS // 4
+    assert torch.equal(joined.golden[1, :, side:, :side], found.golden[6])
+    assert joined.truths is not None
+    assert found.truths is not None
+    assert torch.equal(joined.truths[1, :, 2 * side :, : 2 * side], found.truths[6])
+    assert float(joined.ramp[0, 0, 0, -1]) == 1

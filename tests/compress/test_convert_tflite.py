@@ -16,7 +16,7 @@ from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.cli import convert as command
-from eguot_compress.convert import Converted, Holding, convert, formats, plan
+from eguot_compress.convert import Converted, Holding, _refuse_unfit, convert, formats, plan
 from eguot_compress.convert.formats import INT8, as_stored, from_stored
 from eguot_compress.convert.tflite import to_tflite
 from eguot_compress.fake_quant import QuantBody, QuantIsp, calibrate, quantise_body
@@ -26,7 +26,7 @@ from eguot_sdk.errors import CheckpointError, EguotError, GateError, OutputError
 from eguot_sdk.ingest import dequantise
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.spec import IspSpec, TensorSpec
-from eguot_train.checkpoint import load_run
+from eguot_train.checkpoint import build_isp, load_run
 from eguot_train.isps.base import IspNet
 
 MakeRun = Callable[..., Path]
@@ -282,6 +282,17 @@ def test_table(run: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused_before_any_work(asked: list[str], precisions: list[str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         plan(asked, precisions)
+
+
+def test_what_lint_refuses_is_refused_before_any_work() -> None:
+    net = build_isp("liteispnet")
+    for jobs in ([("tflite", "fp32")], [("coreml", "fp16")], [("onnx", "fp32"), ("onnx", "w8a8")]):
+        with pytest.raises(EguotError, match="liteispnet cannot become") as caught:
+            _refuse_unfit(net, jobs)  # type: ignore[arg-type]
+        assert "lint" in str(caught.value)
+        assert "\n" not in str(caught.value)
+    _refuse_unfit(net, [("onnx", "fp32")])
+    _refuse_unfit(build_isp("microisp"), [("tflite", "w8a8"), ("coreml", "fp32")])
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from eguot_compress import qat as qat_module
 from eguot_compress.convert import convert
 from eguot_compress.distill import distill
-from eguot_compress.finetune import confidence, transpose_planes
+from eguot_compress.finetune import _colour_committee, _loss, _with_expert, confidence, transpose_planes
 from eguot_compress.material import CROP, Folders, Material
 from eguot_compress.qat import qat
 from eguot_compress.quant_run import load_scales
@@ -153,3 +153,45 @@ def test_a_failure_leaves_no_folder(run: Path, tmp_path: Path, monkeypatch: pyte
     with pytest.raises(KeyboardInterrupt):
         qat(run, tmp_path / "out", steps=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_colour_expert_counts_by_its_share_of_the_gradient() -> None:
+    torch.manual_seed(0)
+    target, rendered = torch.rand(3, 3, 64, 64), torch.rand(3, 3, 64, 64, requires_grad=True)
+    loss = (rendered - target).square().mean()
+    (plain,) = torch.autograd.grad(loss, rendered, retain_graph=True)
+    committee = _colour_committee(0.03, seed=1)
+    assert torch.equal(_with_expert(loss, rendered, target, committee, 0.0), plain)
+    added = _with_expert(loss, rendered, target, committee, 0.03) - plain
+    assert float(added.norm() / plain.norm()) == pytest.approx(0.03, rel=1e-3)
+
+
+def test_the_colour_expert_starts_from_the_seed_alone() -> None:
+    first = _colour_committee(0.1, seed=5)
+    torch.rand(7)
+    again, other = _colour_committee(0.1, seed=5), _colour_committee(0.1, seed=6)
+    weights = [next(c.parameters()) for c in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_structure_features_see_blur_and_not_brightness() -> None:
+    torch.manual_seed(0)
+    truth = torch.rand(1, 3, 64, 64) * 0.5
+    blurred, brighter = nn.functional.avg_pool2d(truth, 5, 1, 2), truth + 0.2
+    planes = torch.rand(1, 4, 32, 32)
+
+    def extra(rendered: Tensor) -> float:
+        with_it, without = (float(_loss(rendered, truth, None, planes, weight)[0]) for weight in (1.0, 0.0))
+        return with_it - without
+
+    assert extra(truth) == pytest.approx(0, abs=1e-5)
+    assert extra(blurred) > 20 * extra(brighter)
+
+
+def test_distillation_with_structure_features_runs(run: Path, pairs: Path, tmp_path: Path) -> None:
+    folders = Folders(pairs=pairs)
+    plain = distill(run, tmp_path / "a", isp="robustisp", folders=folders, steps=2)
+    other = distill(run, tmp_path / "b", isp="robustisp", folders=folders, steps=2, structure=0.1)
+    losses = [json.loads((p / "log.jsonl").read_text().splitlines()[-1])["loss"] for p in (plain, other)]
+    assert losses[1] > losses[0]
