@@ -7,6 +7,7 @@ one DepthToSpace (CRD). Weights of integer files are int8 constants. The spec is
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,7 +94,7 @@ def export_onnx(module: nn.Module, path: Path, side: int, *, output: str = "srgb
                 dynamic_shapes=({2: dynamic, 3: dynamic},) if flexible else None,
             )  # fmt: skip
         except Exception as error:  # the exporter raises whatever its passes raise
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = re.sub(r"\x1b\[[0-9;]*m", "", (str(error).strip() or type(error).__name__).splitlines()[0])
             raise EguotError(f"ONNX: the exporter refuses this network: {first:.200}") from error
         assert program is not None
         program.save(str(path))

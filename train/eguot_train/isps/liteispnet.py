@@ -88,8 +88,7 @@ def conv3(channels: int, out: int) -> nn.Conv2d:
 def coordinates(maps: Tensor) -> Tensor:
     """[B, 2, h, w]: column and row of each pixel, from -1 to 1."""
     height, width = maps.shape[-2:]
-    rows = torch.linspace(-1, 1, height, dtype=maps.dtype, device=maps.device)
-    columns = torch.linspace(-1, 1, width, dtype=maps.dtype, device=maps.device)
+    rows, columns = (2 * torch.arange(n, device=maps.device).to(maps.dtype) / (n - 1) - 1 for n in (height, width))
     grid = torch.stack([columns.expand(height, width), rows[:, None].expand(height, width)])
     return grid.expand(maps.shape[0], 2, height, width)
 
