@@ -48,10 +48,10 @@ def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         return gaussian(image, 1.5, SSIM_WINDOW // 2, "crop")
 
     mean_a, mean_b = blur(a), blur(b)
-    var_a, var_b = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2
-    cov = blur(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
-    return luminance, (2 * cov + C2) / (var_a + var_b + C2)
+    both, product = mean_a.square() + mean_b.square(), mean_a * mean_b
+    variances = blur(a.square() + b.square()) - both  # only their sum is needed: one filter less
+    covariance = blur(a * b) - product
+    return (2 * product + C1) / (both + C1), (2 * covariance + C2) / (variances + C2)
 
 
 def pair_loss(rendered: Tensor, truth: Tensor) -> Tensor:
