@@ -45,10 +45,18 @@ def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = 
     for layer in float_layers:
         _put_back_to_float(model, schema, layer)
     _widen_int16_biases(model, schema)
+    for graph in model.subgraphs:
+        for tensor in graph.tensors:
+            tensor.name = _short(bytes(tensor.name))
     _append_depth_to_space(model, schema, block)
     builder = flatbuffers.Builder(len(data) + 4096)
     builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
     return bytes(builder.Output())
+
+
+def _short(name: bytes) -> bytes:
+    """The layer's name out of a chain of module paths, which in small files take more room than weights."""
+    return name.rstrip(b";").rsplit(b"/", 1)[-1].rsplit(b".", 1)[-1].removeprefix(b"QuantConv_")
 
 
 def _append_depth_to_space(model: Any, schema: Any, block: int) -> None:
