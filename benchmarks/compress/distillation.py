@@ -66,7 +66,7 @@ def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int) -> None:
 @click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
 @click.option("--isp", default="efficientisp", show_default=True, help="The student.")
 @click.option("--few", default=4, show_default=True, help="Pairs at hand.")
-@click.option("--steps", default=600, show_default=True, help="Of student and teacher.")
+@click.option("--steps", default=300, show_default=True, help="Of student and teacher.")
 def main(out: Path, photos: Path, isp: str, few: int, steps: int) -> None:
     """Train what is missing and print the table."""
     make_data(photos, out / "data")

@@ -107,6 +107,12 @@ class FakeQuant(nn.Module):
             low, high = keep * old_low + (1 - keep) * low, keep * old_high + (1 - keep) * high
         self.set_range(low, high)
 
+    def cover(self, low: float, high: float) -> None:
+        """Widen the range where it does not reach from `low` to `high`."""
+        if self.fixed is None:
+            now_low, now_high = self.range()
+            self.set_range(min(low, now_low), max(high, now_high))
+
     def range(self) -> tuple[float, float]:
         """Smallest and largest value the integer type can hold at the present scale."""
         scale, zero_point = float(self.scale), int(self.zero_point)

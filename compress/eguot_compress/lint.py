@@ -197,6 +197,11 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Findin
             what="PReLU has no fast int8 kernel: int8 files hold two depthwise convolutions and a sum for it; "
             "use ReLU or leaky ReLU",
         )  # fmt: skip
+    if kind in (nn.ConvTranspose2d, F.conv_transpose2d):
+        yield Finding(
+            severity="warning", targets=_TFLITE, where=_where(node),
+            what="a transposed convolution stays in float in int8 files; use a larger tail shuffle",
+        )  # fmt: skip
     if kind in _SQUASHES and _reaches_output(node):
         yield Finding(
             severity="warning", targets=TARGETS, where=_where(node),

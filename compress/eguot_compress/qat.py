@@ -1,8 +1,10 @@
 """Quantisation-aware training: a float run becomes a run whose weights were trained with the rounding in place.
 
 Starts from post-training quantisation, so the first step is already close. Weight scales stay; activation ranges
-follow the data for the first 60% of the steps and are then frozen. The teacher is the float run itself unless
-another is given; true pictures, where known, pull as well, and so does the colour expert at low weight.
+follow the data outwards for the first 60% of the steps and are then frozen. They never shrink: a few batches hold
+less of what is bright than all pictures do, and a range that follows them cuts off the end of a grey ramp. The
+teacher is the float run itself unless another is given; true pictures, where known, pull as well, and so does the
+colour expert at low weight.
 """
 
 from __future__ import annotations
@@ -52,10 +54,13 @@ def qat(
     body = quantise_body(net, bits=8)
     body.load_state(state)
 
+    starts = {name: quantiser.range() for name, quantiser in body.quantisers().items()}
+
     def after_step(step: int) -> None:
         if step + 1 < FREEZE_AT * steps and (step + 1) % SETTLE_EVERY == 0:
-            for quantiser in body.quantisers().values():
+            for name, quantiser in body.quantisers().items():
                 quantiser.settle(keep=KEEP)
+                quantiser.cover(*starts[name])
         elif step + 1 >= FREEZE_AT * steps:
             body.observe(False)
 

@@ -14,6 +14,7 @@ from eguot_compress.convert.contents import Contents, compare_scales
 from eguot_compress.convert.formats import FORMATS, Format
 from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
 from eguot_compress.integer_form import integer_form
+from eguot_compress.lint import lint_network
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
 from eguot_sdk.spec import Precision
@@ -69,6 +70,30 @@ def test_every_scale_of_a_real_file(
     scales = state.weights["first"]
     odd = dataclasses.replace(state, weights={**state.weights, "first": (scales[0] * 1.01, *scales[1:])})
     assert compare_scales(kind.read(path), odd).differing == 16
+
+
+class _Upwards(IspNet):
+    name, shuffle, halo, multiple = "upwards", 2, 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.tail = nn.Conv2d(6, 12, 3, padding=1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(torch.relu(self.up(torch.relu(self.down(planes)))))  # type: ignore[no-any-return]
+
+
+def test_a_transposed_convolution_is_said_to_stay_in_float(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, state = post_train(_Upwards().eval(), pictures, bits=8)
+    assert any("stays in float" in f.what for f in lint_network(_Upwards()))
+    for format_, left in (("tflite", ["up"]), ("onnx", [])):
+        kind = FORMATS[format_]  # type: ignore[index]
+        path = tmp_path / f"t.{kind.suffix}"
+        kind.write(net, "w8a8", path, side=32, state=state)
+        assert compare_scales(kind.read(path), state, left).differing == 0
+    assert compare_scales(FORMATS["tflite"].read(tmp_path / "t.tflite"), state).differing == 6
 
 
 class _Sloped(IspNet):

@@ -39,6 +39,17 @@ def test_the_range_holds_zero_and_what_was_asked(low: float, high: float) -> Non
     assert float(quantiser(torch.zeros(1))) == 0.0
 
 
+def test_covering_widens_and_never_narrows() -> None:
+    quantiser = FakeQuant(8)
+    quantiser.set_range(-0.5, 2.0)
+    before = (float(quantiser.scale), int(quantiser.zero_point))
+    quantiser.cover(-0.1, 1.0)
+    quantiser.cover(*quantiser.range())
+    assert (float(quantiser.scale), int(quantiser.zero_point)) == before
+    quantiser.cover(-0.1, 4.0)
+    assert quantiser.range() == pytest.approx((-0.5, 4.0), abs=2 * float(quantiser.scale))
+
+
 def test_rounding_is_the_formula() -> None:
     quantiser = FakeQuant(8)
     quantiser.set_range(-0.7, 2.1)

@@ -94,6 +94,28 @@ def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -
     assert result.parity.twin.over_2_lsb <= 0.002
 
 
+def test_qat_on_dark_pictures_keeps_the_range_for_white(
+    run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start: dict[str, tuple[float, int]] = {}
+    real = qat_module.post_train
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        net, state = real(*args, **kwargs)
+        start.update(state.activations)
+        return net, state
+
+    def dark(self: Material, step: int) -> tuple[Tensor, Tensor | None]:
+        return torch.full((2, 4, CROP, CROP), 0.05), None
+
+    monkeypatch.setattr(qat_module, "post_train", noted)
+    monkeypatch.setattr(Material, "at", dark)
+    out = qat(run, tmp_path / "dark", folders=Folders(pairs=pairs), teacher=run, steps=40)
+    state = load_scales(out)
+    assert state is not None
+    assert all(scale >= start[name][0] * 0.999 for name, (scale, _) in state.activations.items())
+
+
 def test_qat_takes_a_cast_away(run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = qat_module.post_train
 

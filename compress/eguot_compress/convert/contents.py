@@ -6,6 +6,7 @@ The scales are compared with those of the quantised network: all of them, in bot
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,14 @@ class Contents:
     """Whether the file computes in fp16, and so keeps scales of weights as fp16."""
 
 
-def compare_scales(contents: Contents, state: QuantState) -> ScaleCheck:
-    """All scales of a file against those of the network it was made of. Channels may lie in another order."""
+def compare_scales(contents: Contents, state: QuantState, left_float: Collection[str] = ()) -> ScaleCheck:
+    """All scales of a file against those of the network it was made of. Channels may lie in another order.
+
+    `left_float`: layers that the format computes in float; their weights lie on their steps, but no scale is stored.
+    """
     activations = {(float(np.float32(scale)), zero) for scale, zero in state.activations.values()}
     kind = np.float16 if contents.half_scales else np.float32
-    wanted = [s for n, s in state.weights.items() if n not in state.float_layers]
+    wanted = [s for n, s in state.weights.items() if n not in {*state.float_layers, *left_float}]
     weights = {tuple(sorted(float(kind(s)) for s in scales)) for scales in wanted}
     found = {tuple(sorted(scales)) for scales in contents.weights}
     return ScaleCheck(

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from eguot_compress.fake_quant import QuantState
 from eguot_compress.parity import run_tflite
@@ -51,6 +51,8 @@ class FileFormat:
     run: Callable[[Path, Stored], Stored]
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
+    float_kinds: tuple[type[nn.Module], ...] = ()
+    """Layers that integer files of this format compute in float, between a DEQUANTIZE and a QUANTIZE."""
     ports: Callable[[Path], tuple[TensorSpec, TensorSpec]] | None = None
     read: Callable[[Path], Contents]
     """What a file holds."""
@@ -92,6 +94,7 @@ FORMATS: dict[Format, FileFormat] = {
         embed=_embed_tflite,
         run=run_tflite,
         read=read_tflite,
+        float_kinds=(nn.ConvTranspose2d,),  # litert-torch has no integer form of them
         inputs={"w8a8": INT8, "w8a16": INT16},
         outputs={"w8a8": INT8},
     ),
