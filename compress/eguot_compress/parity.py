@@ -68,7 +68,8 @@ class Parity:
     twin: Difference
     """File against the torch model with the same rounding (float files: the network itself)."""
     network: Difference
-    """File against the float network."""
+    """File against the float network; of a run trained with rounding, against its weights without the rounding, which
+    is no good picture where that training relied on ranges to clip."""
     drop_db: float
     """PSNR the file loses against the network."""
     twin_drop_db: float

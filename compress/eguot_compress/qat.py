@@ -1,10 +1,9 @@
 """Quantisation-aware training: a float run becomes a run whose weights were trained with the rounding in place.
 
 Starts from post-training quantisation, so the first step is already close. Weight scales stay; activation ranges
-follow the data outwards for the first 60% of the steps and are then frozen. They never shrink: a few batches hold
-less of what is bright than all pictures do, and a range that follows them cuts off the end of a grey ramp. The
-teacher is the float run itself unless another is given; true pictures, where known, pull as well, and so does the
-colour expert at low weight.
+follow the data outwards for the first 60% of the steps and are then frozen; they never shrink, for a few batches hold
+less of what is bright than all pictures do. The teacher is the float run itself unless another is given; true
+pictures, where known, pull as well, and so does the colour expert at low weight.
 """
 
 from __future__ import annotations
