@@ -2,6 +2,7 @@
 
     python benchmarks/process/run.py                       # 12 and 48 megapixels, 1 and 2 threads: about 3 minutes
     python benchmarks/process/run.py --trace trace.json    # one frame as a trace, for https://ui.perfetto.dev
+    python benchmarks/process/run.py --command             # the command: 100 megapixels, and a cold start
 
 The DNGs are made by tiling the mosaic of a real raw (tests/data). Every row is a process of its own, so that its peak
 of memory is its own; LibRaw's threads are OpenMP's, set to the same number. `first` includes imports and opening the
@@ -190,13 +191,47 @@ def print_stages(path: Path) -> None:
     click.echo(f"stages: target {'met' if ours <= TARGET_REST else 'NOT MET'}", err=True)
 
 
+def print_command(folder: Path) -> None:
+    """Peak memory of the command and its decoder on 100 megapixels, and the time from a cold start to a JPEG."""
+    make_dng(folder / "100.dng", SIZES["100"])
+    command = [sys.executable, "-m", "eguot_sdk.cli", "process", "--overwrite", "--threads", "1"]
+    start = time.perf_counter()
+    run = subprocess.Popen([*command, folder / "100.dng", "-o", folder / "100.jpg"], stderr=subprocess.DEVNULL)
+    peak_mb = 0.0
+    while run.poll() is None:
+        peak_mb = max(peak_mb, memory_mb(run.pid))
+        time.sleep(0.02)
+    click.echo(f"100 MP to JPEG, 1 thread: {time.perf_counter() - start:.1f} s, peak {peak_mb:.0f} MB, both processes")
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([*command, SOURCE, "-o", folder / "one.jpg"], check=True, stderr=subprocess.DEVNULL)
+        times.append(time.perf_counter() - start)
+    network = in_child("stages", str(SOURCE), "1", "3", threads=1)["network"]
+    click.echo(f"cold start to a JPEG of 4 MP, 1 thread: {min(times):.2f} s, of which the network {network:.2f} s")
+
+
+def memory_mb(process: int) -> float:
+    """Resident memory of a process and its children."""
+    total = 0
+    for status in Path("/proc").glob("[0-9]*/status"):
+        try:
+            values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        except OSError:
+            continue
+        if process in (int(values["Pid"]), int(values["PPid"])):
+            total += int(values.get("VmRSS", "0 kB").split()[0])
+    return total / 1024
+
+
 @click.command()
 @click.option("--sizes", default="12,48", show_default=True, help=f"Megapixels, of {', '.join(SIZES)}.")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--runs", default=5, show_default=True, help="After the first; AAHD runs once.")
 @click.option("--trace", type=click.Path(path_type=Path), help="Only write the trace of one frame at two threads.")
+@click.option("--command", is_flag=True, help="Only the command: 100 megapixels and a cold start.  Linux.")
 @click.option("--child", hidden=True)
-def main(sizes: str, threads: str, runs: int, trace: Path | None, child: str | None) -> None:
+def main(sizes: str, threads: str, runs: int, trace: Path | None, command: bool, child: str | None) -> None:
     """Measure and print the tables."""
     if child is not None:
         how, path, count, *rest = json.loads(child)
@@ -208,6 +243,9 @@ def main(sizes: str, threads: str, runs: int, trace: Path | None, child: str | N
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
+        if command:
+            print_command(folder)
+            return
         wanted = ["12"] if trace else sizes.split(",")
         for size in wanted:
             make_dng(folder / f"{size}.dng", SIZES[size])

@@ -18,6 +18,7 @@ CHATTER = re.compile(
     rb"data corrupted at -?\d+\s*$|Unexpected end of file\s*$"  # LibRaw
     rb"|^(Corrupt|Premature end of|Unsupported|Bogus) .*JPEG"  # its libjpeg
     rb"|^INFO: "  # LiteRT
+    rb"|^Error in cpuinfo: "  # its cpuinfo, where /sys does not name the processors
 )
 
 
