@@ -143,3 +143,9 @@ def test_prelu_reaches_an_int8_file(pictures: Tensor, tmp_path: Path) -> None:
     got = from_stored(FORMATS["tflite"].run(path, as_stored(pictures, spec)), spec)
     assert Difference.between(got, QuantIsp(body, 2)(pictures).detach()).over_2_lsb <= 0.002
     assert Difference.between(got, net(pictures).detach()).psnr_db > 35
+
+
+def test_a_file_with_a_transposed_convolution_has_one_size() -> None:
+    assert FORMATS["tflite"].ties_size(_Upwards())
+    assert not FORMATS["onnx"].ties_size(_Upwards())
+    assert not FORMATS["tflite"].ties_size(_Sloped())

@@ -209,7 +209,7 @@ class _Subject:
         return IspSpec(
             **fields,
             tile=max(multiple, TILE // multiple * multiple),
-            fixed_tile=kind.fixed_tile,
+            fixed_tile=kind.fixed_tile or (kind.ties_size(self.net) and not self.net.global_context),
             layout=kind.layout,
             precision=precision,
             input=kind.inputs.get(precision, TensorSpec()),
@@ -261,7 +261,7 @@ def _write_one(
     started = time.monotonic()
     spec = subject.spec(kind, precision)
     side = spec.tile + 2 * spec.halo
-    check = subject.calibration.at_side(side) if kind.fixed_tile else subject.calibration
+    check = subject.calibration.at_side(side) if spec.fixed_tile else subject.calibration
     network = render(subject.net, check.golden)
     holding, layers = subject.holding(precision), ()  # type: tuple[Holding, tuple[str, ...]]
     with _workshop(out) as folder:
@@ -276,7 +276,7 @@ def _write_one(
             problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None
             holding, layers = retried, (worst,)
         contents = kind.read(path)
-        golden = _golden_input(check, spec, side if kind.fixed_tile else None)
+        golden = _golden_input(check, spec, side if spec.fixed_tile else None)
         golden_in = as_stored(golden, spec)
         golden_out = kind.run(path, golden_in)
         metrics = (_metrics(parity, kind, layers),)

@@ -52,13 +52,18 @@ class FileFormat:
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
     float_kinds: tuple[type[nn.Module], ...] = ()
-    """Layers that integer files of this format compute in float, between a DEQUANTIZE and a QUANTIZE."""
+    """Layers that integer files of this format compute in float, between a DEQUANTIZE and a QUANTIZE, and whose output
+    size stands in the file: old runtimes write past their memory at another tile."""
     ports: Callable[[Path], tuple[TensorSpec, TensorSpec]] | None = None
     read: Callable[[Path], Contents]
     """What a file holds."""
     inputs: dict[Precision, TensorSpec]
     """How input is stored; float32 where not listed."""
     outputs: dict[Precision, TensorSpec]
+
+    def ties_size(self, net: nn.Module) -> bool:
+        """Whether a file of `net` has one size in it."""
+        return any(isinstance(module, self.float_kinds) for module in net.modules())
 
 
 def _write_tflite(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
