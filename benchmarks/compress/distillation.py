@@ -3,7 +3,7 @@
     python benchmarks/compress/distillation.py --out runs/distillation
 
 A camera of which there are few aligned pairs and many raws. Photos and camera are those of `run.py`: 18 scenes to score
-on, and of the 44 others `--few` (evenly spread by name) as pairs, all 44 as raws without truth. The teacher starts from
+on, and of the 42 others `--few` (evenly spread by name) as pairs, all 42 as raws without truth. The teacher starts from
 the float network of the default ISP, which was trained on other synthetic cameras of another look, and is fitted to
 the few pairs. The student, untrained, learns alone from the few pairs, or from the teacher's rendering of the raws
 (and, where the raw is that of a pair, from nothing else): equal architecture, steps, batch, loss and seed.

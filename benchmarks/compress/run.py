@@ -3,7 +3,7 @@
     python benchmarks/compress/run.py --out runs/compress                   # trains, compresses, scores, times, prints
     python benchmarks/compress/run.py --out runs/compress --only measure    # times and prints again (quiet machine)
 
-The photos of examples/photos that `split.json` names `raw` and `srgb` (42 usable) are shot by synthetic camera 0 for training,
+The photos of examples/photos that `split.json` names `raw` and `srgb` (42) are shot by synthetic camera 0 for training,
 those named `test` (18) for scoring; nothing is chosen by the latter. Each network is trained supervised, quantised
 after training, and trained with rounding; each becomes a file, and files are scored through LiteRT on whole frames.
 The twin is the torch network with the rounding of the file. A stage that has its result is not run again.
