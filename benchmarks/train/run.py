@@ -73,8 +73,8 @@ def real_loop(config: TrainConfig, clock: Callable[[], float]) -> tuple[list[flo
     waits: list[float] = []
     stream, device = Batches.stream, torch.device(config.device)
 
-    def timed(self: Batches, start: int, stop: int, pause: int = 0) -> Iterator[tuple[int, Batch]]:
-        batches = stream(self, start, stop, pause)
+    def timed(self: Batches, start: int, stop: int, *, pause: int = 0) -> Iterator[tuple[int, Batch]]:
+        batches = stream(self, start, stop, pause=pause)
         while True:
             asked, called = clock(), time.perf_counter()
             found = next(batches, None)

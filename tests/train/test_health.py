@@ -31,7 +31,7 @@ def test_what_is_no_number_stops_at_once(value: float) -> None:
 
 
 def test_renderings_that_are_told_from_photos_warn_once() -> None:
-    """The source side is linear, so v falls on renderings without end; the transport term is balanced by its gradient."""
+    """A linear source lets v fall on renderings without end; the transport term is balanced by its gradient."""
     (line,) = run(GOOD | {"v_fake": -30.0}, 3 * MEMORY)
     assert "mean v of renderings is -30.0" in line
 
