@@ -27,15 +27,15 @@ SAMPLES = BLOCK * BLOCK
 
 
 class Qisp(IspNet):
-    """`size` s, m or l."""
+    """`size` s, m or l; `shape` gives channels and number of 3x3 convolutions instead."""
 
     shuffle = BLOCK
     multiple = 2
 
-    def __init__(self, size: Size = "s") -> None:
+    def __init__(self, size: Size = "s", shape: tuple[int, int] | None = None) -> None:
         super().__init__()
-        width, depth = SHAPES[size]
-        self.name = f"qisp-{size}"
+        width, depth = shape or SHAPES[size]
+        self.name = f"qisp-{size}" if shape is None else f"qisp-{width}x{depth}"
         self.halo = 2 * (depth + 2)
         self.stem = nn.Conv2d(4, width, 6, stride=2, padding=2)
         self.chain = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
