@@ -1,13 +1,14 @@
 """Quality against latency: every architecture after the same short training, as an int8 file on its runtime.
 
-    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py train --out runs/front      # resumable; trains, scores and converts
-    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py measure --out runs/front    # latency: on a machine with nothing else to do
-    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py draw --out runs/front       # table, OUT/front.json and OUT/front.png
+    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py train --out runs/front   # resumable: train, score, convert
+    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py measure --out runs/front # on a machine with nothing else to do
+    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py draw --out runs/front    # table, front.json, front.png
 
-All are trained on pairs by one loss (`paired` with transport off), not their own, with equal steps, batch, crop, rate and
-seed; quality is that of the float network on the held-out pairs of development split 5 of the synthetic camera (other scenes
-and another camera than the README's table), and of its w8a8 file by post-training quantisation. Latency is milliseconds of one
-thread per output megapixel of a 256 x 256 tile of packed pixels, median of 15 runs. What does not convert is listed with the reason.
+All are trained on pairs by one loss (`paired` with transport off), not their own, with equal steps, batch, crop, rate
+and seed; quality is that of the float network on the held-out pairs of development split 5 of the synthetic camera
+(other scenes and another camera than the README's table), and of its w8a8 file by post-training quantisation. Latency
+is milliseconds of one thread per output megapixel of a 256 x 256 tile of packed pixels, median of 15 runs. What does
+not convert is listed with the reason.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.runtimes import open_runtime
-from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.checkpoint import load_run
 from eguot_train.data.splits import synthetic_split
 from eguot_train.isps.base import macs_per_pixel
 from eguot_train.recipes import for_machine

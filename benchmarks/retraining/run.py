@@ -1,13 +1,12 @@
 """The retraining table: architectures by training mode, on a synthetic camera and on real pairs, by one command.
 
     python benchmarks/retraining/run.py --out runs/retraining                 # what has no result yet, then the tables
-    python benchmarks/retraining/run.py --out runs/retraining --share 1/2 &         # two processes share the work
-    python benchmarks/retraining/run.py --out runs/retraining --share 2/2
     python benchmarks/retraining/run.py --out runs/retraining --table-only
 
-Every run of a table has the same steps, batch, crop, learning rate and seed. `supervised` is the architecture's
-original loss and optimiser on the pairs of the raw scenes, `paired` EGUOT on the same pairs; `unpaired` sees the raws
-of those scenes and photos of other scenes; `mixed` sees all of it. Data sets:
+Started several times at once, the processes share the work. Every run of a table has the same steps, batch, crop,
+learning rate and seed. `supervised` is the architecture's original loss and optimiser on the pairs of the raw scenes,
+`paired` EGUOT on the same pairs; `unpaired` sees the raws of those scenes and photos of other scenes; `mixed` sees all
+of it. Data sets:
 
     synth   the photos of examples/photos shot by the synthetic camera of split 0: 21 raw, 21 target and 18 test scenes
     real    folds of a folder of real pairs (--real): each scene is tested once, the others are raw or target scenes
@@ -18,6 +17,7 @@ No scene is on two sides, and nothing is chosen by test scenes: the last step's 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +28,7 @@ from typing import Any
 import click
 import numpy as np
 
+from eguot_sdk.evaluation import METRICS as ALL_METRICS
 from eguot_sdk.evaluation import Evaluation, ImageScore, evaluate
 from eguot_sdk.pairs import list_pairs
 from eguot_train.checkpoint import load_run
@@ -88,8 +89,17 @@ def config_of(job: Job, data: Path, steps: int, crop: int) -> TrainConfig:
 def run(job: Job, data: Path, out: Path, steps: int, crop: int) -> None:
     """Train and score one run, or render one reference; a finished one is left alone."""
     place = job.place(out, steps)
-    if (place / "result.json").is_file():
-        return
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process is at it
+            return
+        if not (place / "result.json").is_file():
+            _run(job, place, data, steps, crop)
+
+
+def _run(job: Job, place: Path, data: Path, steps: int, crop: int) -> None:
     config = config_of(job, data, steps, crop) if job.isp != "R(x)" else _reference_config(data, crop)
     started = time.monotonic()
     if job.isp == "R(x)":
@@ -100,7 +110,6 @@ def run(job: Job, data: Path, out: Path, steps: int, crop: int) -> None:
         net = load_run(place / "run").net
         render = lambda frame: render_frame(net, frame, config.color_input)  # noqa: E731
     scores = evaluate(render, list_pairs(data / "test" / "pairs"), label=f"{job.data} {job.isp} {job.mode}").scores
-    place.mkdir(parents=True, exist_ok=True)
     record = {"seconds": time.monotonic() - started, "config": asdict(config), "scores": [asdict(s) for s in scores]}
     (place / "result.json").write_text(json.dumps(record, indent=1))
 
@@ -122,7 +131,7 @@ def scores_of(out: Path, steps: int, data: Sequence[str], isp: str, mode: str, s
                 return None
             by_seed.append(json.loads(path.read_text())["scores"])
         for images in zip(*by_seed, strict=True):
-            means = {key: float(np.mean([i[key] for i in images])) for key in images[0] if key != "name"}
+            means = {key: float(np.mean([i[key] for i in images])) for key in ALL_METRICS}
             scores.append(ImageScore(name=images[0]["name"], **means))
     return Evaluation(tuple(scores))
 
@@ -178,16 +187,14 @@ def _cell(scores: Evaluation | None) -> str:
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--crop", type=int, default=32, show_default=True, help="Packed pixels.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--share", default="1/1", show_default=True, help="I/N: every N-th run, from the I-th.")
 @click.option("--table-only", is_flag=True, help="Train nothing.")
 def main(
-    out: Path, photos: Path, real: Path | None, folds: int, isps: str, steps: int, crop: int, seeds: int, share: str,
+    out: Path, photos: Path, real: Path | None, folds: int, isps: str, steps: int, crop: int, seeds: int,
     table_only: bool,
 ) -> None:  # fmt: skip
     """Run what has no result yet, print the tables and write OUT/results.md."""
     sets = {"synth": ["synth"]} | ({"real": [f"real{fold}" for fold in range(folds)]} if real else {})
     names = isps.split(",")
-    index, count = (int(part) for part in share.split("/"))
     jobs = [
         Job(data, isp, mode, seed)
         for folders in sets.values()
@@ -198,7 +205,7 @@ def main(
     ]
     for folder in dict.fromkeys(job.data for job in jobs) if not table_only else ():
         make_data(folder, out, photos, real)
-    for job in jobs[index - 1 :: count] if not table_only else ():
+    for job in jobs if not table_only else ():
         run(job, out / "data" / job.data, out, steps, crop)
     text = []
     for name, folders in sets.items():

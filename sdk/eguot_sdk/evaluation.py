@@ -1,9 +1,14 @@
-"""Scores of an ISP on a folder of pairs: every metric for every image, their means, and a CSV of them.
+"""Scores of an ISP on pairs: every metric for every image under a named protocol, their means with intervals, a CSV.
 
 Whatever turns a `RawFrame` into a picture can be scored: an ISP file here, a training run or a reference rendering
-elsewhere. Pictures are compared as the sensor lay and at the size of the mosaic, so orientation and pixel aspect of the
-frames are set aside. One picture is rendered at a time, metrics of earlier ones run beside it: memory is bounded by a
-few images.
+elsewhere. Pictures are compared as the sensor lay, so orientation and pixel aspect of the frames are set aside.
+`evaluate` renders in this process, one picture after the other, with metrics of earlier ones beside it; `evaluate_each`
+lets processes of their own do all of it. Both hold a few images at a time, whatever the number of pairs.
+
+Protocols:
+    plain     all pixels, picture and truth of the size of the mosaic
+    aligned   the truth warped onto the picture by `registration.register`; pixels without a match are left out
+    ntire26   as plain, the truth resized (bicubic) to the picture where sizes differ
 """
 
 from __future__ import annotations
@@ -15,20 +20,25 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import EguotError, OutputError, UsageError
-from .metrics import PROTOCOL, delta_e_2000, psnr, psnr_affine, ssim
+from .likeness import SPECTRUM, PictureSet, PictureSummary, summarise
+from .metrics import delta_e_2000, ms_ssim, psnr, psnr_affine, ssim
 from .output import written_beside
 from .pairs import PairLike
 from .progress import progress_bar
 from .raw import RawFrame
+from .registration import register
+from .workers import map_processes
 
+Protocol = Literal["plain", "aligned", "ntire26"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 MAX_DB = 100.0
 """PSNR counted for pictures without any error, so that means stay finite."""
 
@@ -39,40 +49,64 @@ Render = Callable[[RawFrame], Picture]
 
 @dataclass(frozen=True, slots=True)
 class ImageScore:
-    """The metrics of one image, protocol `plain`."""
+    """The metrics of one image."""
 
     name: str
     psnr_db: float
     ssim: float
     de2000: float
     psnr_affine_db: float
+    ms_ssim: float | None = None
+    """None: too small for it, or not defined under the protocol."""
+    matched: float | None = None
+    """Share of the pixels compared, protocol `aligned`; where nothing matched all were, and it is 0."""
 
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
+ALL_METRICS = (*METRICS, "ms_ssim", "matched")
+DRAWS = 2000
+LEAST_MATCHED = 0.01
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Scores of all images of a folder; `mean` and `summary` take the mean over images."""
+    """Scores of all images; `mean` and `summary` take the mean over images."""
 
     scores: tuple[ImageScore, ...]
-    protocol: str = PROTOCOL
+    protocol: str = "plain"
+    likeness: dict[str, float] = field(default_factory=dict)
+    """Distances between the set of pictures and the set of truths, see `likeness`; empty: not asked for."""
+    skipped: tuple[str, ...] = ()
+    """A line for each pair that could not be read."""
 
     def mean(self, metric: str) -> float:
         """Mean over images of one of METRICS."""
         return float(np.mean([getattr(score, metric) for score in self.scores]))
 
+    def interval(self, metric: str) -> tuple[float, float]:
+        """95% interval of the mean by bootstrap over images (seeded)."""
+        return bootstrap_interval(np.array([getattr(score, metric) for score in self.scores]))
+
     def summary(self) -> dict[str, Any]:
-        """protocol, images and the mean of each metric, ready for JSON."""
-        return {"protocol": self.protocol, "images": len(self.scores)} | {m: self.mean(m) for m in METRICS}
+        """protocol, images, the mean and interval of each metric that all images have, ready for JSON."""
+        known = [m for m in ALL_METRICS if all(getattr(score, m) is not None for score in self.scores)]
+        means = {m: self.mean(m) for m in known}
+        intervals = {m: list(self.interval(m)) for m in known}
+        result: dict[str, Any] = {"protocol": self.protocol, "images": len(self.scores)}
+        return result | means | {"intervals_95": intervals} | self.likeness
+
+    def worst(self, count: int = 10) -> list[str]:
+        """Names of the images of lowest PSNR, the worst first."""
+        return [score.name for score in sorted(self.scores, key=lambda s: s.psnr_db)[:count]]
 
     def write_csv(self, path: Path) -> Path:
         """One row per image under a header row; the folder is made if absent. Raises OutputError."""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("name", *METRICS))
+        rows.writerow(("name", *ALL_METRICS))
         for score in self.scores:
-            rows.writerow((score.name, *(f"{getattr(score, metric):.6f}" for metric in METRICS)))
+            values = (getattr(score, metric) for metric in ALL_METRICS)
+            rows.writerow((score.name, *("n/a" if value is None else f"{value:.6f}" for value in values)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -82,7 +116,17 @@ class Evaluation:
         return path
 
 
-def evaluate(render: Render, pairs: Sequence[PairLike], *, label: str = "evaluate") -> Evaluation:
+def bootstrap_interval(values: NDArray[Any]) -> tuple[float, float]:
+    """95% percentile interval of the mean of values over images, from 2,000 seeded draws."""
+    rng = np.random.default_rng(0)
+    means = [float(values[rng.integers(len(values), size=len(values))].mean()) for _ in range(DRAWS)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def evaluate(
+    render: Render, pairs: Sequence[PairLike], *, label: str = "evaluate", protocol: Protocol = "plain"
+) -> Evaluation:
     """Score `render` on pairs, with a progress bar on stderr. Raises EguotError naming the pair that failed.
 
     `render` is called from one thread, one frame after the other.
@@ -92,22 +136,85 @@ def evaluate(render: Render, pairs: Sequence[PairLike], *, label: str = "evaluat
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         try:
-            scores = tuple(_scores(render, pairs, pool, waiting=workers, label=label))
+            scores = tuple(_scores(render, pairs, pool, waiting=workers, label=label, protocol=protocol))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Evaluation(scores)
+    return Evaluation(scores, protocol)
+
+
+def evaluate_each(
+    open_render: Callable[[], Render],
+    pairs: Sequence[PairLike],
+    *,
+    label: str = "evaluate",
+    protocol: Protocol = "plain",
+    workers: int | None = None,
+) -> Evaluation:
+    """Score pairs in processes, one a core, and say how alike the sets of pictures are; a bar on stderr shows how far.
+
+    `open_render` is called once in each process and must be picklable, as must the pairs. Pairs that cannot be read are
+    left out and named in `skipped`. Raises EguotError where none can be read.
+    """
+    scores, problems = [], []
+    pictures, truths = PictureSet(), PictureSet()
+    whole = True
+    results = map_processes(
+        _score_there, pairs, workers=workers, initializer=_open_there, arguments=(open_render, protocol)
+    )
+    with progress_bar(len(pairs), label=label) as bar:
+        for result in results:
+            if isinstance(result, str):
+                problems.append(result)
+            else:
+                score, of_picture, of_truth = result
+                scores.append(score)
+                if of_picture is None or of_truth is None:
+                    whole = False
+                else:
+                    pictures.add(of_picture)
+                    truths.add(of_truth)
+            bar.update()
+    if not scores:
+        raise EguotError(problems[0] if problems else "no pairs to evaluate on")
+    return Evaluation(tuple(scores), protocol, pictures.distances(truths) if whole else {}, tuple(problems))
+
+
+_THERE: dict[str, Any] = {}
+"""Of a worker process: how it renders, and the protocol."""
+
+
+def _open_there(open_render: Callable[[], Render], protocol: Protocol) -> None:
+    _THERE.update(render=open_render(), protocol=protocol)
+
+
+def _score_there(pair: PairLike) -> tuple[ImageScore, PictureSummary | None, PictureSummary | None] | str:
+    try:
+        picture = _THERE["render"](_as_sensor(pair.frame()))
+        truth = pair.truth()
+        score = score_image(pair.name, picture, truth, _THERE["protocol"])
+    except UsageError:
+        raise
+    except EguotError as error:
+        return str(error)
+    if min(*picture.shape[:2], *truth.shape[:2]) < SPECTRUM:
+        return score, None, None
+    return score, summarise(picture), summarise(truth)
+
+
+def _as_sensor(frame: RawFrame) -> RawFrame:
+    return dataclasses.replace(frame, orientation=1, pixel_aspect=1.0)
 
 
 def _scores(
-    render: Render, pairs: Sequence[PairLike], pool: ThreadPoolExecutor, *, waiting: int, label: str
+    render: Render, pairs: Sequence[PairLike], pool: ThreadPoolExecutor, *, waiting: int, label: str, protocol: Protocol
 ) -> Iterator[ImageScore]:
     """Scores in the order of the pairs; at most `waiting` rendered pictures are held."""
     running: deque[Future[ImageScore]] = deque()
     with progress_bar(pairs, label=label) as bar:
         for pair in pairs:
-            frame = dataclasses.replace(pair.frame(), orientation=1, pixel_aspect=1.0)
-            running.append(pool.submit(score_image, pair.name, render(frame), pair.truth()))
+            picture = render(_as_sensor(pair.frame()))
+            running.append(pool.submit(score_image, pair.name, picture, pair.truth(), protocol))
             if len(running) > waiting:
                 yield running.popleft().result()
                 bar.update()
@@ -116,14 +223,43 @@ def _scores(
             bar.update()
 
 
-def score_image(name: str, picture: Picture, truth: Picture) -> ImageScore:
+def score_image(name: str, picture: Picture, truth: Picture, protocol: Protocol = "plain") -> ImageScore:
     """All metrics of one image; both uint8 sRGB [H, W, 3]. Raises EguotError where the sizes differ."""
+    if protocol == "ntire26" and picture.shape != truth.shape:
+        truth = _resized(truth, picture.shape[:2])
     if picture.shape != truth.shape:
         raise EguotError(f"pair {name}: the picture is {list(picture.shape)}, the truth {list(truth.shape)}")
+    if protocol == "aligned":
+        return _aligned_score(name, picture, truth)
     return ImageScore(
         name=name,
         psnr_db=min(psnr(picture, truth), MAX_DB),
         ssim=ssim(picture, truth),
         de2000=delta_e_2000(picture, truth),
         psnr_affine_db=min(psnr_affine(picture, truth), MAX_DB),
+        ms_ssim=ms_ssim(picture, truth),
     )
+
+
+def _aligned_score(name: str, picture: Picture, truth: Picture) -> ImageScore:
+    """Against the registered truth, over the matched pixels; over all, as they lie, where hardly any matched."""
+    warped, mask = register(picture, truth)
+    matched = float(mask.mean())
+    if matched < LEAST_MATCHED:
+        score = score_image(name, picture, truth)
+        return dataclasses.replace(score, ms_ssim=None, matched=0.0)
+    seen, wanted = picture[mask][:, None], warped[mask][:, None]
+    return ImageScore(
+        name=name,
+        psnr_db=min(psnr(seen, wanted), MAX_DB),
+        ssim=ssim(picture, warped, mask),
+        de2000=delta_e_2000(seen, wanted),
+        psnr_affine_db=min(psnr_affine(seen, wanted), MAX_DB),
+        matched=matched,
+    )
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""Image quality of one picture against its truth, under the protocol `plain`.
+"""Image quality of one picture against its truth, as the protocol `plain` takes it.
 
 `plain`: uint8 sRGB [H, W, 3] on both sides, as written to a file; all pixels, no alignment, no border left out,
 all channels alike, peak 255. Numbers of several images are means of the numbers of each. NumPy only; pictures are
@@ -16,14 +16,15 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 
-PROTOCOL = "plain"
-
 Picture = NDArray[np.uint8]
 Array = NDArray[Any]
 
 _STRIP = 64
 _WINDOW = 11
 _SIGMA = 1.5
+_MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = _WINDOW * 2 ** (len(_MS_WEIGHTS) - 1)
+"""Smallest side that leaves the coarsest scale of MS-SSIM a window."""
 
 # IEC 61966-2-1 primaries with a D65 white of 0.95047, 1, 1.08883.
 _SRGB_TO_XYZ = np.array(
@@ -59,8 +60,8 @@ def psnr_affine(picture: Picture, truth: Picture) -> float:
     return _decibel(total / truth.size)
 
 
-def ssim(picture: Picture, truth: Picture) -> float:
-    """Structural similarity (Wang et al. 2004), mean over channels and pixels.
+def ssim(picture: Picture, truth: Picture, mask: NDArray[np.bool_] | None = None) -> float:
+    """Structural similarity (Wang et al. 2004), mean over channels and pixels, or windows whose centre `mask` has.
 
     Gaussian window 11x11 with sigma 1.5, K1 0.01, K2 0.03, population covariance, only where the window fits: equal
     to scikit-image with gaussian_weights=True, sigma=1.5, use_sample_covariance=False. Sides must be 11 or more.
@@ -69,11 +70,36 @@ def ssim(picture: Picture, truth: Picture) -> float:
     height, width = truth.shape[:2]
     if min(height, width) < _WINDOW:
         raise UsageError(f"ssim needs pictures of at least {_WINDOW}x{_WINDOW} pixels, not {width}x{height}")
-    total = 0.0
+    half = _WINDOW // 2
+    total, counted = 0.0, 0
     for top in range(0, height - _WINDOW + 1, _STRIP):
         rows = slice(top, min(top + _STRIP + _WINDOW - 1, height))
-        total += _ssim_sum(picture[rows], truth[rows])
-    return float(total / (3 * (height - _WINDOW + 1) * (width - _WINDOW + 1)))
+        luminance, structure = _ssim_maps(_centred(picture[rows]), _centred(truth[rows]))
+        luminance *= structure
+        if mask is not None:
+            luminance = luminance[mask[rows][half:-half, half:-half]]
+        total += float(luminance.sum(dtype=np.float64))
+        counted += luminance.size
+    return total / counted if counted else math.nan
+
+
+def ms_ssim(picture: Picture, truth: Picture) -> float | None:
+    """Multi-scale structural similarity (Wang, Simoncelli and Bovik 2003), mean over channels; None below 176 pixels.
+
+    Five scales halved by 2x2 means with the published weights, the window of `ssim`; negative structure counts as 0.
+    """
+    _check(picture, truth)
+    if min(truth.shape[:2]) < MS_SSIM_SIDE:
+        return None
+    x, y = _centred(picture), _centred(truth)
+    result = np.ones(3)
+    for scale, weight in enumerate(_MS_WEIGHTS):
+        luminance, structure = _ssim_maps(x, y)
+        if scale == len(_MS_WEIGHTS) - 1:
+            structure *= luminance
+        result *= np.maximum(structure.mean(axis=(0, 1), dtype=np.float64), 0) ** weight
+        x, y = _halved(x), _halved(y)
+    return float(result.mean())
 
 
 def delta_e_2000(picture: Picture, truth: Picture) -> float:
@@ -131,14 +157,13 @@ def _saturation_7(chroma: Array) -> Array:
     return np.asarray(ratio / (ratio + 1))
 
 
-def _ssim_sum(picture: Picture, truth: Picture) -> float:
-    """Sum of the SSIM map of a strip.
+def _ssim_maps(x: NDArray[np.float32], y: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Luminance and contrast-structure maps of centred pictures.
 
     Written in sum s and difference d of the pictures: 2 cov(x, y) = (var s - var d) / 2 and
     var x + var y = (var s + var d) / 2, four filtered images for five; the means alike.
     """
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    x, y = picture.astype(np.float32) - 127.5, truth.astype(np.float32) - 127.5  # centred: single precision suffices
     total, difference = x + y, x - y
     mean_s, mean_d = _filter(total), _filter(difference)
     var_s = _filter(total * total) - mean_s * mean_s
@@ -148,7 +173,18 @@ def _ssim_sum(picture: Picture, truth: Picture) -> float:
     mean_d *= mean_d
     luminance = ((mean_s - mean_d) / 2 + c1) / ((mean_s + mean_d) / 2 + c1)
     structure = ((var_s - var_d) / 2 + c2) / ((var_s + var_d) / 2 + c2)
-    return float((luminance * structure).sum(dtype=np.float64))
+    return luminance.astype(np.float32, copy=False), structure.astype(np.float32, copy=False)
+
+
+def _centred(picture: Picture) -> NDArray[np.float32]:
+    """Around 0, so that single precision suffices."""
+    return picture.astype(np.float32) - np.float32(127.5)
+
+
+def _halved(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means of 2x2 pixels; an odd last row or column is left out."""
+    h, w = image.shape[0] // 2 * 2, image.shape[1] // 2 * 2
+    return np.asarray(image[:h, :w].reshape(h // 2, 2, w // 2, 2, -1).mean(axis=(1, 3)))
 
 
 def _filter(image: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from eguot_sdk.evaluation import PROTOCOLS, Evaluation, Protocol
+
 
 @click.group()
 def data() -> None:
@@ -107,26 +109,92 @@ def prepare(folder: Path, out: Path, unpaired: bool, cluster: str | None) -> Non
 
 @click.command()
 @click.argument("model", metavar="RUN|MODEL")
-@click.option("--pairs", type=click.Path(path_type=Path), required=True, help="Folder of pairs to score on.")
+@click.option("--pairs", type=click.Path(path_type=Path), help="Pairs, a data set with a test part, or shards.")
+@click.option("--raw", type=click.Path(path_type=Path), help="Without pairs: raws to render.")
+@click.option("--srgb", type=click.Path(path_type=Path), help="Without pairs: photos the renderings should look like.")
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="plain",
+    show_default=True,
+    help="aligned: truth registered to the picture first; ntire26: truth resized to the picture.",
+)
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the CSV.  [default: the run, or beside the file]"
 )
+@click.option("--worst", type=click.Path(path_type=Path), metavar="PICTURE", help="Draw the ten worst (JPEG).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def evaluate(model: str, pairs: Path, out: Path | None, as_json: bool) -> None:
-    """Score a run folder, an ISP file or `default` on a folder of pairs.
+def evaluate(
+    model: str,
+    pairs: Path | None,
+    raw: Path | None,
+    srgb: Path | None,
+    protocol: Protocol,
+    out: Path | None,
+    worst: Path | None,
+    as_json: bool,
+) -> None:
+    """Score a run folder, an ISP file or `default`.
 
-    PSNR, SSIM, CIEDE2000, and PSNR after the affine colour map that fits each image best; a CSV holds every image.
+    On pairs: PSNR, SSIM, MS-SSIM, CIEDE2000, PSNR after the affine colour map that fits each image best, with 95%
+    intervals over images; a CSV holds every image. On --raw and --srgb: how alike the two sets look. LPIPS is n/a: its
+    weights do not come along.
     """
-    from .evaluate import csv_path, evaluate_model
+    from eguot_sdk.errors import EguotError
 
-    evaluation = evaluate_model(model, pairs)
-    csv = evaluation.write_csv(csv_path(model, pairs, out))
-    if as_json:
-        click.echo(json.dumps(evaluation.summary() | {"csv": str(csv)}, indent=1))
+    from . import evaluate as scoring
+
+    if (pairs is None) == (raw is None or srgb is None):
+        raise click.UsageError("give --pairs, or --raw and --srgb")
+    if pairs is None:
+        assert raw is not None
+        assert srgb is not None
+        found, rendered, photos = scoring.compare_sets(model, raw, srgb)
+        if as_json:
+            click.echo(json.dumps({"raws": rendered, "photos": photos} | found, indent=1))
+        else:
+            click.echo(f"{model}: {rendered} raws of {raw} against {photos} photos of {srgb}")
+            _tell_likeness(found)
         return
-    click.echo(f"{model} on {len(evaluation.scores)} images of {pairs}, protocol {evaluation.protocol}")
-    click.echo(f"  PSNR              {evaluation.mean('psnr_db'):7.2f} dB")
-    click.echo(f"  PSNR, best affine {evaluation.mean('psnr_affine_db'):7.2f} dB")
-    click.echo(f"  SSIM              {evaluation.mean('ssim'):7.4f}")
-    click.echo(f"  CIEDE2000         {evaluation.mean('de2000'):7.2f}")
-    click.echo(f"  per image: {csv}")
+    items, notes = scoring.pairs_to_score(pairs)
+    evaluation = scoring.evaluate_model(model, items, protocol=protocol)
+    problems = evaluation.skipped
+    for line in (*notes, *(f"skipped: {problem}" for problem in problems)):
+        click.echo(line, err=True)
+    csv = evaluation.write_csv(scoring.csv_path(model, pairs, out))
+    if worst is not None:
+        scoring.worst_sheet(worst, model, items, evaluation)
+    if as_json:
+        facts = evaluation.summary() | {"lpips": None, "csv": str(csv), "skipped": list(problems)}
+        click.echo(json.dumps(facts | ({"worst": str(worst)} if worst else {}), indent=1))
+    else:
+        click.echo(f"{model} on {len(evaluation.scores)} images of {pairs}, protocol {evaluation.protocol}")
+        _tell_scores(evaluation)
+        click.echo(f"  per image: {csv}")
+    if problems:
+        raise EguotError(f"{len(problems)} pairs could not be scored; the others are")
+
+
+def _tell_scores(evaluation: Evaluation) -> None:
+    facts = evaluation.summary()
+    for title, metric, unit, digits in (
+        ("PSNR", "psnr_db", " dB", 2),
+        ("PSNR, best affine", "psnr_affine_db", " dB", 2),
+        ("SSIM", "ssim", "", 4),
+        ("MS-SSIM", "ms_ssim", "", 4),
+        ("CIEDE2000", "de2000", "", 2),
+        ("pixels matched", "matched", "", 3),
+    ):
+        if metric in facts:
+            low, high = facts["intervals_95"][metric]
+            click.echo(f"  {title:<17} {facts[metric]:7.{digits}f}{unit:<3}  [{low:.{digits}f}, {high:.{digits}f}]")
+        elif metric == "ms_ssim":
+            click.echo(f"  {title:<17}     n/a")
+    click.echo(f"  {'LPIPS':<17}     n/a  (no weights)")
+    _tell_likeness(evaluation.likeness)
+
+
+def _tell_likeness(found: dict[str, float]) -> None:
+    titles = {"swd_lab": "sliced W1, Lab", "hellinger_uv": "Hellinger, RGB-uv", "log_spectral": "log spectral, dB"}
+    for key, value in found.items():
+        click.echo(f"  {titles.get(key, 'rFID'):<17} {value:7.3f}")
