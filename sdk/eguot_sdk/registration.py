@@ -1,11 +1,12 @@
 """Brings a truth that was shot by another camera into register with a rendering, block by block (METHOD.md 2.1).
 
 Pairs of two cameras are misaligned by pixels, and a shift of one pixel costs more PSNR than most differences between
-ISPs. For each block of 32 x 32 pixels the colours of the picture are mapped affinely to the truth's luma (both
-low-passed, so that a cast does not matter), whole shifts of up to 4 pixels are tried, and the one of the highest
-normalised cross-correlation is kept. Blocks above 0.8 count as matched. The truth is warped by the smoothed field of
-shifts; what is not matched, or would come from outside the truth, is masked. No learned optical flow: numbers compare
-only with numbers taken this way.
+ISPs.
+The colours of the picture are mapped affinely to the truth's luma, both low-passed, so that a cast does not matter.
+Then for each block of 32 x 32 pixels whole shifts of up to 4 pixels are tried, and the one of the highest normalised
+cross-correlation is kept. Blocks above 0.8 count as matched. The truth is warped by the smoothed field of shifts; what
+is not matched, or would come from outside the truth, is masked. No learned optical flow: numbers compare only with
+numbers taken this way.
 """
 
 from __future__ import annotations
@@ -66,23 +67,14 @@ def _block_shifts(picture: Picture, truth: Picture) -> tuple[Float32, NDArray[np
 
 
 def _mapped(picture: Float32, luma: Float32) -> Float32:
-    """Affine map of the picture's colours to the truth's luma, fitted block by block on low-passed values."""
+    """Affine map of the picture's colours to the truth's luma, fitted on low-passed values of all blocks.
+
+    Of all: within one block a shift of four pixels would spoil the fit.
+    """
     low = np.stack([_low_passed(picture[..., c]) for c in range(3)] + [np.full(luma.shape, 255.0, np.float32)], axis=-1)
-    blocks = _as_blocks(low)
-    goal = _as_blocks(luma[..., None])[..., 0]
-    normal = np.einsum("nki,nkj->nij", blocks, blocks, dtype=np.float64) + np.eye(4) * BLOCK * BLOCK
-    moment = np.einsum("nki,nk->ni", blocks, goal, dtype=np.float64)
-    fit = np.linalg.solve(normal, moment[..., None])[..., 0]
-    values = np.einsum("nki,ni->nk", blocks, fit).astype(np.float32)
-    h, w = luma.shape
-    return np.asarray(values.reshape(h // BLOCK, w // BLOCK, BLOCK, BLOCK).swapaxes(1, 2).reshape(h, w))
-
-
-def _as_blocks(image: Float32) -> Float32:
-    """[h, w, c] -> [blocks, pixels, c]."""
-    h, w, c = image.shape
-    shape = (h // BLOCK, BLOCK, w // BLOCK, BLOCK, c)
-    return np.asarray(image.reshape(shape).swapaxes(1, 2).reshape(-1, BLOCK * BLOCK, c))
+    pixels, goal = low.reshape(-1, 4).astype(np.float64), luma.reshape(-1).astype(np.float64)
+    fit = np.linalg.solve(pixels.T @ pixels + np.eye(4) * len(pixels), pixels.T @ goal)
+    return np.asarray(low @ fit.astype(np.float32))
 
 
 def _block_sum(image: Float32) -> Float32:

@@ -44,7 +44,10 @@ def test_scores_are_those_of_the_metrics_in_the_order_of_the_pairs(pairs: list[P
         assert score.de2000 == delta_e_2000(truths[i] + np.uint8(i), truths[i])
         assert score.psnr_affine_db == MAX_DB  # a constant offset is affine
     summary = evaluation.summary()
-    assert list(summary) == ["protocol", "images", "psnr_db", "ssim", "de2000", "psnr_affine_db"]
+    assert list(summary) == ["protocol", "images", "psnr_db", "ssim", "de2000", "psnr_affine_db", "intervals_95"]
+    low, high = summary["intervals_95"]["psnr_db"]
+    assert low < summary["psnr_db"] < high
+    assert evaluation.worst(2) == ["p6", "p5"]
     assert (summary["protocol"], summary["images"]) == ("plain", 7)
     expected = np.mean([MAX_DB] + [20 * math.log10(255 / i) for i in range(1, 7)])
     assert summary["psnr_db"] == pytest.approx(expected)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from eguot_sdk.errors import UsageError
-from eguot_sdk.metrics import delta_e_2000, delta_e_2000_lab, psnr, psnr_affine, srgb_to_lab, ssim
+from eguot_sdk.metrics import delta_e_2000, delta_e_2000_lab, ms_ssim, psnr, psnr_affine, srgb_to_lab, ssim
 
 # Sharma, Wu, Dalal: The CIEDE2000 color-difference formula (2005), table 1: two Lab colours and their difference.
 SHARMA = """
@@ -147,3 +147,39 @@ def test_wrong_arguments_are_refused() -> None:
                 metric(bad, good)
     with pytest.raises(UsageError, match="11x11"):
         ssim(good[:10], good[:10])
+
+
+def test_ms_ssim_is_the_product_of_its_scales() -> None:
+    """Against SciPy's filter in double precision, scale by scale."""
+    picture, truth = (image.astype(np.float64) for image in pictures(200, 181))
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    filters = pytest.importorskip("scipy.ndimage")
+    expected = np.ones(3)
+    for scale, weight in enumerate((0.0448, 0.2856, 0.3001, 0.2363, 0.1333)):
+
+        def mean(image: np.ndarray) -> np.ndarray:
+            blurred = filters.gaussian_filter(image, (1.5, 1.5, 0), truncate=5 / 1.5)
+            return np.asarray(blurred[5:-5, 5:-5])
+
+        mx, my = mean(picture), mean(truth)
+        vx, vy, cxy = mean(picture**2) - mx**2, mean(truth**2) - my**2, mean(picture * truth) - mx * my
+        structure = (2 * cxy + c2) / (vx + vy + c2)
+        if scale == 4:
+            structure = structure * (2 * mx * my + c1) / (mx**2 + my**2 + c1)
+        else:
+            h, w = (n // 2 * 2 for n in picture.shape[:2])
+            picture, truth = (
+                (i[:h:2, :w:2] + i[1:h:2, :w:2] + i[:h:2, 1:w:2] + i[1:h:2, 1:w:2]) / 4 for i in (picture, truth)
+            )
+        expected *= structure.mean(axis=(0, 1)) ** weight
+    assert ms_ssim(*pictures(200, 181)) == pytest.approx(expected.mean(), abs=1e-5)
+    assert ms_ssim(*pictures(175, 300)) is None
+
+
+def test_ssim_of_a_mask_counts_the_windows_centred_in_it() -> None:
+    picture, truth = pictures(90, 70)
+    mask = np.zeros((90, 70), bool)
+    mask[5:85, 5:65] = True
+    assert ssim(picture, truth, mask) == pytest.approx(ssim(picture, truth), abs=1e-9)
+    mask[:, 35:] = False
+    assert ssim(picture, truth, mask) == pytest.approx(ssim(picture[:, :40], truth[:, :40]), abs=1e-6)

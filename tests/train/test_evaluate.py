@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,8 @@ def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--json"])
     assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
-    assert list(result) == ["protocol", "images", "psnr_db", "ssim", "de2000", "psnr_affine_db", "csv"]
+    assert {"psnr_db", "ssim", "de2000", "psnr_affine_db", "intervals_95", "csv"} <= set(result)
+    assert result["lpips"] is None
     assert result["protocol"] == "plain"
     assert Path(result["csv"]) == run / "evaluate-pairs.csv"
     with Path(result["csv"]).open(newline="") as file:
@@ -103,7 +105,7 @@ def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monke
     path = tmp_path / "look.w8a8.tflite"
     path.write_bytes(b"")
     fake = ISP.fake(threads=1)
-    monkeypatch.setattr(ISP, "load", classmethod(lambda cls, given: fake if given == path else None))
+    monkeypatch.setattr(ISP, "load", classmethod(lambda cls, given, threads=None: fake if given == path else None))
     evaluation = evaluate_model(path, pairs)
     for pair, score in zip(list_pairs(pairs), evaluation.scores, strict=True):
         assert score.psnr_db == psnr(fake.process(pair.frame()), pair.truth())
@@ -139,3 +141,36 @@ def test_what_cannot_be_scored_is_refused(pairs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="not a run folder"):
         evaluate_model(tmp_path / "empty", pairs)
+
+
+def test_processes_score_as_one_does(pairs: Path, tmp_path: Path) -> None:
+    """Through the default ISP, spawned workers give the scores of this process, and name what cannot be read."""
+    if not DEFAULT_ISP.is_file():
+        pytest.skip("this tree has no default ISP")
+    alone = evaluate_model("default", pairs)
+    shared = evaluate_model("default", pairs, workers=2)
+    assert [s.name for s in shared.scores] == [s.name for s in alone.scores]
+    assert shared.mean("psnr_db") == pytest.approx(alone.mean("psnr_db"), abs=1e-9)
+    assert shared.likeness == {}  # of pictures below 64 pixels there is no spectrum
+    copy = Path(shutil.copytree(pairs, tmp_path / "copy"))
+    (copy / "scene1_raw.png").write_bytes(b"\x89PNG cut")
+    fewer = evaluate_model("default", copy, workers=2)
+    assert [s.name for s in fewer.scores] == ["scene0", "scene2"]
+    assert "scene1_raw.png" in fewer.skipped[0]
+
+
+def test_worst_pictures_and_sets_without_pairs(pairs: Path, folders: dict[str, str], tmp_path: Path) -> None:
+    if not DEFAULT_ISP.is_file():
+        pytest.skip("this tree has no default ISP")
+    sheet = tmp_path / "worst.jpg"
+    done = CliRunner().invoke(
+        command,
+        ["default", "--pairs", str(pairs), "--out", str(tmp_path), "--worst", str(sheet), "--protocol", "aligned"],
+    )
+    assert done.exit_code == 0, done.output
+    assert sheet.stat().st_size > 5000
+    assert "pixels matched" in done.stdout
+    done = CliRunner().invoke(command, ["default", "--raw", folders["raw"], "--srgb", folders["srgb"], "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["swd_lab"] > 0
+    assert CliRunner().invoke(command, ["default", "--raw", folders["raw"]]).exit_code == 2
