@@ -11,15 +11,18 @@ has its result is not run again.
 
 from __future__ import annotations
 
+import csv
 import json
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from PIL import Image
 
 from eguot_sdk.evaluation import Render, evaluate
 from eguot_sdk.isp import ISP
@@ -27,6 +30,7 @@ from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.checkpoint import load_run
 from eguot_train.config import Mode
 from eguot_train.data.batches import load_sources
+from eguot_train.data.crops import load_photo
 from eguot_train.data.splits import synthetic_split
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
@@ -43,18 +47,38 @@ class Row:
     mode: Mode
     settings: tuple[str, ...]
     shows: str
+    pairs: float = 1.0
+    """Share of the raw scenes that are also given as pairs."""
+    outliers: float = 0.0
+    """Share of the target photos that are replaced by atypical ones."""
 
 
+COMMITTEE = "experts=colour,structure,frequency"
+SHARES = "omega=0.02,0.02,0.02"
 ROWS: dict[str, Row] = {
+    "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, plain alignment"),
     "pseudo": Row("unpaired", ("transport=0",), "unpaired, transport off (pseudo-pairs only)"),
     "unpaired": Row("unpaired", (), "**unpaired**"),
     "balanced": Row("unpaired", ("psi_target=linear",), "unpaired, balanced transport"),
-    "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, unweighted alignment"),
+    "committee": Row("unpaired", (COMMITTEE, SHARES), "unpaired with the committee"),
+    "no-colour": Row("unpaired", ("experts=structure,frequency", SHARES), "committee without the colour expert"),
+    "no-structure": Row("unpaired", ("experts=colour,frequency", SHARES), "committee without the structure expert"),
+    "no-frequency": Row("unpaired", ("experts=colour,structure", SHARES), "committee without the frequency expert"),
+    "outliers5": Row("unpaired", (), "unpaired, 5% outliers", outliers=0.05),
+    "outliers10": Row("unpaired", (), "unpaired, 10% outliers", outliers=0.1),
+    "outliers20": Row("unpaired", (), "unpaired, 20% outliers", outliers=0.2),
+    "balanced10": Row("unpaired", ("psi_target=linear",), "balanced, 10% outliers", outliers=0.1),
+    "plain10": Row(
+        "unpaired", ("psi_target=linear", "weighted_alignment=false"), "balanced, plain alignment, 10% outliers",
+        outliers=0.1,
+    ),
+    "mixed5": Row("mixed", (), "mixed, 5% of the scenes as pairs", pairs=0.05),
+    "mixed25": Row("mixed", (), "mixed, 25% of the scenes as pairs", pairs=0.25),
+    "mixed": Row("mixed", (), "mixed, all raw scenes also as pairs"),
+    "supervised": Row("supervised", (), "supervised (the architecture's own loss)"),
     "paircost": Row("paired", ("transport=0",), "pair cost alone"),
-    "paired": Row("paired", (), "paired"),
-    "mixed": Row("mixed", (), "mixed (all raw scenes also as pairs)"),
-    "supervised": Row("supervised", (), "supervised"),
-}
+    "paired": Row("paired", (), "**paired**"),
+}  # fmt: skip
 DEFAULT_ROWS = ("pseudo", "unpaired", "supervised")
 
 
@@ -63,11 +87,68 @@ def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
     return evaluate(render, pairs, label=label).summary()
 
 
+def row_data(data: Path, row: Row) -> Path:
+    """The split's data with the row's share of pairs and of outliers among the targets; made once."""
+    if row.pairs == 1.0 and row.outliers == 0.0:
+        return data
+    out = data.with_name(f"{data.name}-pairs{row.pairs:g}-outliers{row.outliers:g}")
+    if out.is_dir():
+        return out
+    building = out.with_name(out.name + ".part")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / "train" / "pairs").mkdir(parents=True)
+    (building / "photos" / "srgb").mkdir(parents=True)
+    pairs = list_pairs(data / "train" / "pairs")
+    for pair in pairs[: max(1, round(row.pairs * len(pairs)))]:
+        for path in (pair.raw_path, pair.json_path, pair.truth_path):
+            shutil.copy(path, building / "train" / "pairs" / path.name)
+    photos = sorted((data / "photos" / "srgb").iterdir())
+    replaced = np.random.default_rng(0).permutation(len(photos))[: round(row.outliers * len(photos))]
+    for i, path in enumerate(photos):
+        if i in replaced:
+            kind = list(replaced).index(i) % len(OUTLIERS)
+            picture = OUTLIERS[kind](load_photo(path).astype(np.float32) / 255)
+            Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(
+                building / "photos" / "srgb" / f"outlier_{path.stem}.png"
+            )
+        else:
+            shutil.copy(path, building / "photos" / "srgb" / path.name)
+    for part in ("train/raw", "test"):
+        shutil.copytree(data / part, building / part)
+    building.rename(out)
+    return out
+
+
+OUTLIERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
+    lambda rgb: 1 - rgb,
+    lambda rgb: rgb[..., [1, 2, 0]],
+    lambda rgb: np.repeat(rgb.mean(-1, keepdims=True), 3, -1),
+    lambda rgb: rgb**4 * np.array([1.0, 0.35, 0.35], np.float32),
+)
+"""Negatives, turned hues, black and white, dark red light (METHOD.md 5)."""
+
+
+def outlier_auc(run: Path) -> float | None:
+    """Area under the ROC curve of low w(y) telling planted outliers from photos; None where there are none."""
+    listed = run / "outliers.csv"
+    if not listed.is_file():
+        return None
+    rows = list(csv.DictReader(listed.read_text().splitlines()))
+    planted = [float(r["weight"]) for r in rows if r["photo"].startswith("outlier_")]
+    others = [float(r["weight"]) for r in rows if not r["photo"].startswith("outlier_")]
+    if not planted:
+        return None
+    wins = [(p < o) + 0.5 * (p == o) for p in planted for o in others]
+    return float(np.mean(wins))
+
+
 def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed: int) -> None:
     """Train (or only render) one row and write its result; a finished row is left alone."""
     result_path = out / "result.json"
     if result_path.is_file():
         return
+    if name in ROWS:
+        data = row_data(data, ROWS[name])
     pairs = list_pairs(data / "test" / "pairs")
     folders = {
         "unpaired": {"raw": data / "train" / "raw", "srgb": data / "photos" / "srgb"},
@@ -91,6 +172,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
         train(config, run, resume=run.exists())
         net = load_run(run).net
         result = score(lambda frame: render_frame(net, frame, config.color_input), pairs, name)
+        result["outlier_auc"] = outlier_auc(run)
     out.mkdir(parents=True, exist_ok=True)
     record = {"row": name, "isp": isp, "steps": config.steps, "seed": seed, "seconds": time.monotonic() - started}
     result_path.write_text(json.dumps({**record, **result, "config": asdict(config)}, indent=1))
@@ -114,7 +196,10 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     """Markdown: one line a row, mean over splits and seeds, with the spread where there are several."""
     shows = {"reference": "R(x): white balance, matrix, gamma", "aligned": "aligned R(x), no pair used"}
     shows |= {key: row.shows for key, row in ROWS.items()} | {"w8a8": "unpaired, as w8a8 .tflite"}
-    lines = ["| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | runs |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | AUC of w(y) | runs |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for name in order:
         found = [r for r in results if r["row"] == name]
         if not found:
@@ -124,6 +209,8 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
             values = np.array([r[metric] for r in found])
             spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.{digits}f}{spread}")
+        areas = [r["outlier_auc"] for r in found if r.get("outlier_auc") is not None]
+        cells.append(f"{np.mean(areas):.2f}" if areas else "")
         lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
     return "\n".join(lines)
 

@@ -39,7 +39,7 @@ CHROMA_LIMITS = (0.1, 10.0)
 PRIOR = np.array([1.0, 0.68, 0.03, 0.37, -0.02])
 """Lift, contrast, log gain, log saturation and hue (radians) of cameras, over a plain 1/2.2 curve."""
 PRIOR_SPREAD = np.array([0.57, 0.18, 0.037, 0.15, 0.075])
-"""Standard deviations, half as wide again as those of the pairs: those were few and of one maker."""
+"""Standard deviations, two to three times those of the pairs: they were few and of one maker."""
 LOWEST = np.array([-0.5, -0.5, -0.7, math.log(CHROMA_LIMITS[0]), -1.0])
 HIGHEST = np.array([3.0, 1.5, 0.7, math.log(CHROMA_LIMITS[1]), 1.0])
 LEVELS = np.linspace(0.03, 0.97, 16)
@@ -117,6 +117,12 @@ def fit_plain_alignment(source: Sequence[Tensor], target: Sequence[Tensor]) -> A
     return _fit(a, b, torch.full((len(a),), 1 / len(a)), torch.full((len(b),), 1 / len(b)))
 
 
+def fit_to_pairs(pairs: Sequence[tuple[Tensor, Tensor]]) -> Array:
+    """The camera's values from colours [n, 3] of R(x) and of the truth at the same places, with next to no prior."""
+    known = [(x.double().numpy(), y.double().numpy()) for x, y in pairs]
+    return _solve(None, np.diag((10 * PRIOR_SPREAD) ** -2.0), known)
+
+
 def camera_tone(values: Array) -> Array:
     """Luma at the knots of an Alignment, made strictly rising: gain * ((1 - contrast) lifted + contrast smoothstep).
 
@@ -164,7 +170,7 @@ def _most_probable(
 ) -> Array:
     """Values that maximise prior times likelihood of what differs, with Gaussian content noise."""
     values = start
-    seen = (source.mean(), target.mean())
+    whole = (source.mean(), target.mean())
     drawn = [(source.mean(i), target.mean(j)) for i, j in draws]
     precision = np.diag(PRIOR_SPREAD**-2.0)
     # One picture says nothing of its kind's spread: as if each side had one more, a tenth of the range away.
@@ -172,33 +178,44 @@ def _most_probable(
     for _ in range(2):
         noise = np.cov(np.array([_misfit(values, *pair) for pair in drawn]).T) + few * np.eye(len(LEVELS) + 3)
         ridge = np.eye(len(noise))
-        free = _solve(seen, np.linalg.inv(noise + RIDGE * ridge), precision / FREE**2, known)
-        left = _misfit(free, *seen)
+        inverse = np.linalg.inv(noise + RIDGE * ridge)
+        free = _solve((lambda v: _misfit(v, *whole), inverse), precision / FREE**2, known)
+        left = _misfit(free, *whole)
         share = float(left @ np.linalg.solve(noise + FINE_RIDGE * ridge, left)) / (len(left) - len(values))
         share = min(max(share, LEAST_SHARE), 1.0)
-        values = _solve(seen, np.linalg.inv(noise + RIDGE * ridge) / share, precision, known)
+        values = _solve((lambda v: _misfit(v, *whole), inverse / share), precision, known)
     return values
 
 
 def _solve(
-    seen: tuple[tuple[Array, Array], tuple[Array, Array]],
-    inverse: Array,
-    precision: Array,
-    known: Sequence[tuple[Array, Array]],
+    content: tuple[Callable[[Array], Array], Array] | None, precision: Array, known: Sequence[tuple[Array, Array]]
 ) -> Array:
-    """Gauss-Newton from the prior's mean."""
-    values = PRIOR
-    for _ in range(15):
-        curvature, slope = precision.copy(), precision @ (values - PRIOR)
-        left, slopes = _with_slopes(lambda v: _misfit(v, *seen), values)
-        curvature += slopes.T @ inverse @ slopes
-        slope = slope + slopes.T @ inverse @ left
-        for colours, truth in known:
-            left, slopes = _with_slopes(partial(_colour_errors, colours, truth), values)
-            weight = PAIR_COUNT / len(left) / PAIR_VARIANCE
-            curvature += weight * slopes.T @ slopes
-            slope = slope + weight * slopes.T @ left
-        values = (values - np.linalg.solve(curvature, slope)).clip(LOWEST, HIGHEST)
+    """Gauss-Newton from the prior's mean. `content`: the misfit [n] of values, and its inverse covariance."""
+    terms: list[tuple[Callable[[Array], Array], Array | float]] = [(lambda v: v - PRIOR, precision)]
+    terms += [] if content is None else [content]
+    for colours, truth in known:
+        terms.append((partial(_colour_errors, colours, truth), PAIR_COUNT / truth.size / PAIR_VARIANCE))
+
+    def height(values: Array) -> float:
+        return sum(
+            float(left @ (weight @ left if isinstance(weight, np.ndarray) else weight * left))
+            for left, weight in ((f(values), w) for f, w in terms)
+        )
+
+    values, least = PRIOR, height(PRIOR)
+    for _ in range(25):
+        curvature, slope = np.zeros((len(PRIOR),) * 2), np.zeros(len(PRIOR))
+        for function, weight in terms:
+            left, slopes = _with_slopes(function, values)
+            weighted = weight @ slopes if isinstance(weight, np.ndarray) else weight * slopes
+            curvature += slopes.T @ weighted
+            slope += weighted.T @ left
+        step = np.linalg.solve(curvature, slope)
+        tried = [(values - share * step).clip(LOWEST, HIGHEST) for share in (1.0, 0.5, 0.25, 0.1, 0.02)]
+        better = next((v for v in tried if height(v) < least), None)
+        if better is None:
+            break
+        values, least = better, height(better)
     return values
 
 

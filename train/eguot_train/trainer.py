@@ -356,11 +356,11 @@ def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] 
     source, target = colour_samples(config, sources)
     if not config.weighted_alignment:
         return fit_plain_alignment(source, target)
-    pairs = [_pair_colours(config, pair) for pair in sources.pairs[:MOST_PAIRS]]
+    pairs = [pair_colours(config, pair) for pair in sources.pairs[:MOST_PAIRS]]
     return fit_alignment(source, target, target_weights=photo_weights, pairs=pairs)
 
 
-def _pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:
+def pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:
     """8x8 means [n, 3] of a pair's unaligned R(x) and of its truth, at most 200."""
     frame, truth = pair.frame(), pair.truth()
     planes, (y, x) = frame_planes(frame, config.color_input, 0, 4)
