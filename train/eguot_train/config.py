@@ -92,7 +92,7 @@ class TrainConfig:
     potential_reduce: int = 2
     """Factor by which pictures are averaged down for the potential."""
     r1: float = 20.0
-    """Weight gamma of the gradient penalty on v at real targets."""
+    """Weight gamma of the gradient penalties on v at targets and at renderings."""
     r1_every: int = 8
     warmup: float = 0.05
     """Fraction of the steps before the transport term acts on the network."""

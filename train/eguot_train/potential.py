@@ -51,8 +51,8 @@ class Potential(nn.Module):
         return self.head(features.mean((2, 3)) * 64 * SUM_SCALE).squeeze(1)
 
 
-def gradient_penalty(potential: nn.Module, real: Tensor) -> Tensor:
-    """R1: mean over the batch of ||grad_y v(y)||^2 at real targets; needs a second backward."""
-    real = real.detach().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(potential(real).sum(), real, create_graph=True)
+def gradient_penalty(potential: nn.Module, pictures: Tensor) -> Tensor:
+    """Mean over the batch of ||grad_y v(y)||^2 at pictures [B, 3, H, W]; needs a second backward."""
+    pictures = pictures.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(potential(pictures).sum(), pictures, create_graph=True)
     return gradient.square().sum((1, 2, 3)).mean()

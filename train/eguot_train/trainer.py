@@ -483,7 +483,9 @@ def _potential_step(
             whole = ranks.mean(level.detach())  # the square of the mean over all ranks, and its gradient
             loss = loss + LINEAR_PULL * whole * (2 * level - whole)
         if config.r1 > 0 and step % config.r1_every == 0:
-            loss = loss + config.r1_every * config.r1 / 2 * gradient_penalty(potential.exact, real)
+            # At renderings too: the source side is linear, and nothing else would hold v there.
+            slope = gradient_penalty(potential.exact, real) + gradient_penalty(potential.exact, fake)
+            loss = loss + config.r1_every * config.r1 / 2 * slope
         (loss / parts).backward()
         losses.append(loss.detach())
         fakes.append(v_fake.detach())
