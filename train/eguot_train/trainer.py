@@ -260,7 +260,7 @@ def _train(
 
 KEPT = (
     "mode", "isp", "color_input", "init", "seed", "crop", "potential_width", "potential_reduce", "experts",
-    "experts_width", "weighted_alignment", "refit", "window", "reuse",
+    "experts_width", "weighted_alignment", "refit", "register_pairs", "window", "reuse",
 )  # fmt: skip
 """Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
 ELSEWHERE = ("raw", "srgb", "pairs")
@@ -445,7 +445,8 @@ def _judged(config: TrainConfig, batch: Batch, net: Passes, reference: Reference
     if batch.pair_raw is not None and batch.pair_truth is not None:
         fakes.append(_rendered(net, batch.pair_raw, config.accumulate))
         references.append(reference(batch.pair_raw))
-        costs.append(config.cost_strength / fixed.pair_scale * pair_loss(fakes[-1], batch.pair_truth))
+        seen = matched(fakes[-1], batch)
+        costs.append(config.cost_strength / fixed.pair_scale * pair_loss(seen, batch.pair_truth))
         reals.append(batch.pair_truth)
         real_references.append(references[-1])
     whole = len(real_references) == len(reals)
@@ -453,6 +454,13 @@ def _judged(config: TrainConfig, batch: Batch, net: Passes, reference: Reference
         torch.cat(fakes), torch.cat(references), torch.cat(costs), torch.cat(reals),
         torch.cat(real_references) if whole else None,
     )  # fmt: skip
+
+
+def matched(rendered: Tensor, batch: Batch) -> Tensor:
+    """Renderings of the pairs, replaced by the truth where the two are known not to match: no error, no gradient."""
+    if batch.pair_mask is None or batch.pair_truth is None:
+        return rendered
+    return torch.where(batch.pair_mask > 0.5, rendered, batch.pair_truth)
 
 
 @torch.no_grad()
@@ -601,12 +609,13 @@ def _terms(
     terms: list[tuple[str, Tensor, float]] = []
     fidelity = leaf.new_zeros(())
     if t_pair is not None and batch.pair_truth is not None:
+        seen = matched(t_pair, batch)
         if config.mode == "supervised":
             assert isinstance(net.exact, IspNet)
-            fidelity = fidelity + net.exact.original_loss(t_pair, batch.pair_truth).mean()
+            fidelity = fidelity + net.exact.original_loss(seen, batch.pair_truth).mean()
         else:
             weight = 1.0 if weights is None else weights[-len(t_pair) :]
-            fidelity = fidelity + (weight * pair_loss(t_pair, batch.pair_truth)).mean()
+            fidelity = fidelity + (weight * pair_loss(seen, batch.pair_truth)).mean()
     if t_pseudo is not None and batch.target is not None:
         weight = 1.0 if weights is None else weights[: len(t_pseudo)]
         fidelity = fidelity + config.pseudo * (weight * pair_loss(t_pseudo, batch.target)).mean()
@@ -702,7 +711,7 @@ def _to(batch: Batch, device: torch.device) -> Batch:
         return batch
     moved = {
         key: getattr(batch, key).to(device, non_blocking=True)
-        for key in ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
+        for key in ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth", "pair_mask")
         if getattr(batch, key) is not None
     }
     return replace(batch, **moved)

@@ -16,14 +16,17 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import PairLike
 from eguot_sdk.raw import RawFrame
+from eguot_sdk.registration import register
 
 from ..config import TrainConfig
 from ..reference import Alignment
+from ..render import reference_render
 from .crops import PhotoCrops, Picture, RawCrops, load_photo
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .pseudo import PseudoRaws
@@ -55,6 +58,8 @@ class Batch:
     """The raws that would have made `target`."""
     pair_raw: Tensor | None = None
     pair_truth: Tensor | None = None
+    pair_mask: Tensor | None = None
+    """Where each truth matches its raw, [B, 1, 2c, 2c], 1 or 0; with `register_pairs`."""
 
     def __len__(self) -> int:
         return next(len(x) for x in (self.raw_t, self.pair_raw) if x is not None)
@@ -64,7 +69,7 @@ class Batch:
         if parts == 1:
             return [self]
         size = len(self) // parts
-        names = ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
+        names = ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth", "pair_mask")
         return [
             Batch(
                 target_index=self.target_index[i : i + size],
@@ -240,6 +245,14 @@ def _read_pair(sample: PairLike) -> tuple[RawFrame, Picture]:
     return frame, truth
 
 
+def _registered(config: TrainConfig, frame: RawFrame, truth: Picture) -> NDArray[np.uint8]:
+    """The truth; with `register_pairs` moved onto R(x) and with a fourth channel, 255 where the two match."""
+    if not config.register_pairs:
+        return truth
+    moved, matched = register(reference_render(Alignment(), config.color_input)(frame), truth)
+    return np.concatenate([moved, np.where(matched, 255, 0).astype(np.uint8)[..., None]], 2)
+
+
 class Batches:
     """Draws batches from sources; `at(step)` gives rank `rank` its part of the batch of `world` ranks."""
 
@@ -285,12 +298,12 @@ class Batches:
 
             def both(sample: ShardSample) -> RawCrops:
                 frame, truth = _read_pair(sample)
-                return RawCrops([frame], colour, crop, [truth])
+                return RawCrops([frame], colour, crop, [_registered(config, frame, truth)])
 
             self._pairs = _Drawn(Window(stream("pairs"), config.window, both), share / config.reuse)
         elif config.paired:
             frames = [pair.frame() for pair in sources.pairs]
-            truths = [pair.truth() for pair in sources.pairs]
+            truths = [_registered(config, f, pair.truth()) for f, pair in zip(frames, sources.pairs, strict=True)]
             self._pairs = _Drawn([RawCrops(frames, colour, crop, truths)])
 
     def at(self, step: int) -> Batch:
@@ -322,7 +335,10 @@ class Batches:
             _planes(crops) if crops else None for crops in (raws_v, raws_t, pseudos, pair_raws)
         )
         target, pair_truth = (pictures(crops) if crops else None for crops in (targets, pair_truths))
-        return Batch(raw_v, raw_t, target, tuple(indices), pseudo, pair_raw, pair_truth)
+        pair_mask = None
+        if pair_truth is not None and pair_truth.shape[1] == 4:
+            pair_truth, pair_mask = pair_truth[:, :3], pair_truth[:, 3:]
+        return Batch(raw_v, raw_t, target, tuple(indices), pseudo, pair_raw, pair_truth, pair_mask)
 
     def skipped(self) -> list[str]:
         """What of the shards was left out so far, a line each."""
