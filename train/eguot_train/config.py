@@ -64,7 +64,7 @@ class TrainConfig:
     """Crops taken of each sample of a shard set before the window moves past it, on average."""
     lr: float = 1e-3
     """Adam learning rate of the network; cosine to 2% of it."""
-    lr_potential: float = 1e-3
+    lr_potential: float = 3e-4
     """Adam learning rate of the potential; cosine to 10% of it."""
     ema: float = 0.999
     """Decay of the weight average, warmed up from step 1."""
