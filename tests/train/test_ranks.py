@@ -86,7 +86,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-# Slow, since gloo itself can hang while restarted processes meet again: seen once on a busy machine, in init_process_group.
+# Slow, since gloo can hang while restarted processes meet again: seen once, on a busy machine, in init_process_group.
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers through /proc")
 def test_a_killed_rank_is_started_again_and_the_run_ends_as_unbroken(folders: dict[str, str], tmp_path: Path) -> None:
