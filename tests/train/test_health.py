@@ -30,18 +30,13 @@ def test_what_is_no_number_stops_at_once(value: float) -> None:
         run(GOOD | {"loss_v": value}, 1)
 
 
-def test_renderings_that_are_told_from_photos_warn_once() -> None:
-    """A linear source lets v fall on renderings without end; the transport term is balanced by its gradient."""
-    (line,) = run(GOOD | {"v_fake": -30.0}, 3 * MEMORY)
-    assert "mean v of renderings is -30.0" in line
-
-
-@pytest.mark.parametrize("value", [25.0, -25.0])
-def test_a_potential_that_runs_away_stops(value: float) -> None:
-    key = "v_real"
+@pytest.mark.parametrize("key", ["v_fake", "v_real"])
+@pytest.mark.parametrize("value", [9.5, -9.5])
+def test_a_potential_at_its_limit_warns_once(key: str, value: float) -> None:
+    """v is bounded, and its term is balanced by its gradient: the run goes on without its say."""
     assert run(GOOD | {key: value}, MEMORY - 1) == []
-    with pytest.raises(TrainingDiverged, match=f"{key} is {value:.1f}, beyond 20.*raise r1 or lower lr_potential"):
-        run(GOOD | {key: value}, MEMORY)
+    (line,) = run(GOOD | {key: value}, 3 * MEMORY)
+    assert f"{key} is {value:.1f}: the potential is at its limit" in line
     assert run(GOOD | {key: 0.7 * value}, 2 * MEMORY) == []
 
 
@@ -63,5 +58,5 @@ def test_experts_that_are_too_weak_or_too_strong_warn(share: float, why: str) ->
 def test_one_odd_batch_stops_nothing() -> None:
     health = Health(lambda line: pytest.fail(line), balanced=False)
     for step in range(3 * MEMORY):
-        odd = {"v_real": 90.0, "w_mean": 0.05} if step == MEMORY + 20 else {}
+        odd = {"v_real": 9.9, "w_mean": 0.05} if step == MEMORY + 20 else {}
         health.check(GOOD | odd, step)

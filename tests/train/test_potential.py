@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from eguot_train.potential import Potential, gradient_penalty
+from eguot_train.potential import LIMIT, Potential, gradient_penalty
 
 
 def awake(width: int = 8, reduce: int = 1) -> Potential:
@@ -86,3 +86,17 @@ def test_gradient_penalty_trains_the_potential() -> None:
     assert all(p.grad is not None for name, p in net.named_parameters() if "bias" not in name)
     assert net.head.weight.grad is not None
     assert float(net.head.weight.grad.abs().sum()) > 0
+
+
+def test_v_is_bounded_and_nearly_linear_around_zero() -> None:
+    potential = Potential(4)
+    torch.nn.init.normal_(potential.head.weight, std=0.01, generator=torch.manual_seed(0))
+    pictures = torch.rand(4, 3, 64, 64, generator=torch.manual_seed(1))
+    small = potential(pictures).detach()
+    assert 0 < small.abs().max() < 1
+    with torch.no_grad():
+        potential.head.weight *= 1.1
+    torch.testing.assert_close(potential(pictures).detach(), 1.1 * small, rtol=5e-3, atol=1e-4)
+    with torch.no_grad():
+        potential.head.weight *= 1e6
+    assert potential(pictures).abs().max() <= LIMIT

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 
 from eguot_sdk.errors import EguotError
 
+from .potential import LIMIT
+
 MEMORY = 100
 """Steps that the running means reach back, and steps before the first verdict."""
-HIGHEST_V = 20.0
+HIGHEST_V = 0.9 * LIMIT
 LOWEST_WEIGHT = 0.3
 USUAL_WEIGHT = (0.8, 1.2)
 USUAL_SIGN = (0.55, 0.85)
@@ -52,16 +54,11 @@ class Health:
                 self._judge(key, mean, step)
 
     def _judge(self, key: str, mean: float, step: int) -> None:
-        if (
-            key == "v_fake" and abs(mean) >= HIGHEST_V
-        ):  # nothing bounds it under a linear source; v's scale moves no net
+        if key in ("v_real", "v_fake") and abs(mean) >= HIGHEST_V:  # v is bounded, and the other terms go on
             self._warn(
-                key, step, f"mean v of renderings is {mean:.1f}: few photos are learned by heart; r1 can be raised"
-            )
-        if key == "v_real" and abs(mean) >= HIGHEST_V:
-            raise TrainingDiverged(
-                f"step {step}: the potential has run away ({key} is {mean:.1f}, beyond {HIGHEST_V:.0f}); "
-                "raise r1 or lower lr_potential"
+                key,
+                step,
+                f"{key} is {mean:.1f}: the potential is at its limit and has no say; raise r1 or lower lr_potential",
             )
         if key == "w_mean" and not self._balanced:
             if mean < LOWEST_WEIGHT:

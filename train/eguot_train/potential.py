@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SUM_SCALE = 1 / 16
+LIMIT = 10.0
+"""Bound of |v|, which lives around 1: a potential that runs away loses its gradient, so its say, and nothing else."""
 
 
 class _Block(nn.Module):
@@ -48,7 +50,8 @@ class Potential(nn.Module):
     def forward(self, rgb: Tensor) -> Tensor:
         features = torch.relu(self.blocks(self.stem(F.avg_pool2d(rgb, self.reduce) * 2 - 1)))
         # METHOD.md sums 8x8 positions of a 256-px crop and divides by 16; the mean keeps that scale at any crop.
-        return self.head(features.mean((2, 3)) * 64 * SUM_SCALE).squeeze(1)
+        value = self.head(features.mean((2, 3)) * 64 * SUM_SCALE).squeeze(1)
+        return LIMIT * torch.tanh(value / LIMIT)
 
 
 def gradient_penalty(potential: nn.Module, pictures: Tensor) -> Tensor:
