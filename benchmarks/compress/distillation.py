@@ -58,7 +58,7 @@ def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int) -> None:
     with building(out) as folder:
         fine_tune(student, material, None, plan, folder / "log.jsonl", after_step)
         config = for_machine("supervised", isp=isp, pairs=str(pairs), steps=steps, seed=SEED)
-        save_derived(folder, config, average, loaded, {"command": "alone", "data": material.hashes}, None)
+        save_derived(folder, config, average, loaded, {"command": "alone", "data": material.hashes})
 
 
 @click.command()

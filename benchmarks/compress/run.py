@@ -27,7 +27,7 @@ from eguot_compress.fake_quant import QuantIsp, quantise_body
 from eguot_compress.material import Folders
 from eguot_compress.ptq import quantize
 from eguot_compress.qat import qat
-from eguot_compress.quant_run import load_scales
+from eguot_compress.quant_run import load_quantised, load_scales
 from eguot_devices.timing import repeat
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
@@ -109,10 +109,10 @@ def make_file(run: Path, precision: str, pairs: Path) -> tuple[Path, dict[str, A
 
 def twin_render(run: Path, loaded: LoadedRun) -> Callable[[RawFrame], np.ndarray]:
     """How the torch network with the rounding of the file renders whole frames."""
-    body = quantise_body(loaded.net, bits=8)
-    state = load_scales(run)
-    assert state is not None
-    body.load_state(state)
+    held = load_quantised(run, loaded.net)
+    assert held is not None
+    body = quantise_body(held[0], bits=8)
+    body.load_state(held[1])
     net = QuantIsp(body, loaded.net.shuffle).eval()
 
     def render(frame: RawFrame) -> np.ndarray:

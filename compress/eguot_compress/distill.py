@@ -59,7 +59,7 @@ def distill(
             "seed": seed,
             "data": material.hashes,
         }
-        save_derived(folder, config, average, loaded, made_by, None)
+        save_derived(folder, config, average, loaded, made_by)
     return out
 
 

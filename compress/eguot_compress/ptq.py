@@ -178,8 +178,9 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     refuse_existing(out)
     loaded = load_run(run)
     calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
-    net, state = post_train(trainable_net(loaded), calibration.tiles, bits=8)
+    net = trainable_net(loaded)
+    quantised = post_train(net, calibration.tiles, bits=8)
     made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
     with building(out) as folder:
-        save_derived(folder, dataclasses.replace(loaded.config, steps=loaded.step), net, loaded, made_by, state)
+        save_derived(folder, dataclasses.replace(loaded.config, steps=loaded.step), net, loaded, made_by, quantised)
     return out

@@ -67,7 +67,8 @@ def qat(
     with building(out) as folder:
         fine_tune(QuantIsp(body, net.shuffle), material, guide.net, plan, folder / "log.jsonl", after_step)
         config = dataclasses.replace(loaded.config, steps=loaded.step + steps, seed=seed)
-        save_derived(folder, config, net, loaded, _made_by(loaded, guide, plan, seed, material), body.state())
+        made_by = _made_by(loaded, guide, plan, seed, material)
+        save_derived(folder, config, loaded.net, loaded, made_by, (net, body.state()))
     return out
 
 

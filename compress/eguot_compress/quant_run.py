@@ -1,11 +1,16 @@
-"""Run folders of compressed networks: a run like training leaves, plus the scales a w8a8 file must hold.
+"""Run folders of compressed networks: a run like training leaves, plus what a w8a8 file must hold.
+
+Such a run is its float network, to whatever reads runs. Beside it lie the weights on int8 steps, as a part of their own
+in the checkpoint, and their scales; `convert --precision w8a8` takes both as they are, and measures them against the
+float network.
 
 RUN/quantisation.json   version, bits, scale and zero point of every activation, scales of all weights, layers left
-                        in float, and the checkpoint they belong to. `convert --precision w8a8` takes them as they are.
+                        in float, and the checkpoint they belong to.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -20,7 +25,16 @@ from typing import Any
 from torch import nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
-from eguot_train.checkpoint import LoadedRun, checkpoints, prefixed, save_checkpoint, write_file
+from eguot_train.checkpoint import (
+    LoadedRun,
+    checkpoints,
+    load_weights,
+    part,
+    prefixed,
+    read_checkpoint,
+    save_checkpoint,
+    write_file,
+)
 from eguot_train.config import TrainConfig
 from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
@@ -29,7 +43,9 @@ from .fake_quant import QuantState, last_convolution
 from .integer_form import integer_form
 
 FILE = "quantisation.json"
-VERSION = 1
+VERSION = 2
+PART = "quantised"
+"""Of the checkpoint: the weights on int8 steps."""
 
 
 def refuse_existing(out: Path) -> None:
@@ -72,16 +88,22 @@ def save_derived(
     net: nn.Module,
     source: LoadedRun,
     made_by: Mapping[str, Any],
-    state: QuantState | None,
+    quantised: tuple[nn.Module, QuantState] | None = None,
 ) -> None:
-    """Write a network derived from `source` as a run into `folder`; `made_by` says how and ends in its provenance."""
+    """Write the float `net` derived from `source` as a run into `folder`, and its int8 form where it has one.
+
+    `made_by` says how and ends in its provenance.
+    """
     kept = {"data": source.state.get("data", {}), "made_by": dict(made_by)}
     if "fixed" in source.state:
         kept["fixed"] = source.state["fixed"]
     write_file(folder / "config.json", config.to_json().encode())
-    checkpoint = save_checkpoint(folder, config.steps, prefixed("ema", net.state_dict()), kept)
-    if state is not None:
-        record = {"version": VERSION, "checkpoint": checkpoint.name, **dataclasses.asdict(state)}
+    tensors = prefixed("ema", net.state_dict())
+    if quantised is not None:
+        tensors |= prefixed(PART, quantised[0].state_dict())
+    checkpoint = save_checkpoint(folder, config.steps, tensors, kept)
+    if quantised is not None:
+        record = {"version": VERSION, "checkpoint": checkpoint.name, **dataclasses.asdict(quantised[1])}
         write_file(folder / FILE, json.dumps(record).encode())
 
 
@@ -109,3 +131,14 @@ def load_scales(run: Path) -> QuantState | None:
     if not found or found[-1].name != record["checkpoint"]:
         raise CheckpointError(f"{path}: belongs to {record['checkpoint']}, which is not the newest; quantise again")
     return state
+
+
+def load_quantised(run: Path, net: IspNet) -> tuple[IspNet, QuantState] | None:
+    """The int8 form of a quantised run whose float network is `net`; None for a float run. Raises CheckpointError."""
+    state = load_scales(run)
+    if state is None:
+        return None
+    newest = checkpoints(run)[-1]
+    rounded = copy.deepcopy(net)
+    load_weights(rounded, part(PART, read_checkpoint(newest)[0]), newest.name)
+    return rounded.eval(), state

@@ -18,9 +18,10 @@ from eguot_compress.distill import distill
 from eguot_compress.finetune import _colour_committee, _loss, _with_expert, confidence, transpose_planes
 from eguot_compress.material import CROP, Folders, Material
 from eguot_compress.qat import qat
-from eguot_compress.quant_run import load_scales
+from eguot_compress.quant_run import load_quantised, load_scales
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.ingest import pack
+from eguot_sdk.isp import ISP
 from eguot_train.checkpoint import load_run
 
 
@@ -94,6 +95,32 @@ def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -
     assert result.parity.twin.over_2_lsb <= 0.002
 
 
+def test_a_run_trained_with_rounding_is_measured_against_its_float_network(
+    run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps so wide that the trained weights are another network: float files and drops are the float network's."""
+    monkeypatch.setattr(qat_module, "LR", 2e-2)
+    out = qat(run, tmp_path / "trained", folders=Folders(pairs=pairs), steps=12, seed=1)
+    before, after = load_run(run).net.state_dict(), load_run(out).net.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    held = load_quantised(out, load_run(out).net)
+    assert held is not None
+    assert any(not torch.allclose(v, before[k], atol=0.02) for k, v in held[0].state_dict().items())
+    results = {c.precision: c for c in convert(out, tmp_path / "files", precisions=["fp32", "w8a8"])}
+    plain = {c.precision: c for c in convert(run, tmp_path / "plain", precisions=["fp32"])}
+    assert results["fp32"].parity.network.psnr_db > 100
+    assert plain["fp32"].path is not None
+    assert results["fp32"].path is not None
+    planes = torch.rand(1, 4, 32, 32, generator=torch.manual_seed(0))
+    pictures = []
+    for path in (plain["fp32"].path, results["fp32"].path):
+        with ISP.load(path) as isp:
+            pictures.append(isp.run(planes[0].permute(1, 2, 0).numpy()))
+    np.testing.assert_array_equal(*pictures)
+    # The file is its own network to the last steps, and far from the float one: both are said.
+    assert results["w8a8"].parity.twin.psnr_db > results["w8a8"].parity.network.psnr_db + 3
+
+
 def test_qat_on_dark_pictures_keeps_the_range_for_white(
     run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +166,9 @@ def test_qat_takes_a_cast_away(run: Path, pairs: Path, tmp_path: Path, monkeypat
 def test_qat_is_repeatable(run: Path, pairs: Path, tmp_path: Path) -> None:
     states = [qat(run, tmp_path / n, folders=Folders(pairs=pairs), steps=3, seed=5) for n in ("a", "b")]
     assert load_scales(states[0]) == load_scales(states[1])
-    nets = [load_run(s).net.state_dict() for s in states]
+    held = [load_quantised(s, load_run(s).net) for s in states]
+    nets = [h[0].state_dict() for h in held if h is not None]
+    assert len(nets) == 2
     assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items())
 
 

@@ -31,7 +31,7 @@ from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
 from eguot_compress.ptq import post_train
-from eguot_compress.quant_run import load_scales
+from eguot_compress.quant_run import load_quantised
 from eguot_sdk.errors import EguotError, GateError, OutputError, UsageError
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
@@ -121,7 +121,7 @@ def convert_each(
     say = echo or (lambda line: None)
     _refuse_unfit(loaded.net, jobs)
     subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
-    if via == "onnx2tf" and subject.scales is not None and "w8a8" in precisions:
+    if via == "onnx2tf" and subject.quantised is not None and "w8a8" in precisions:
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     _make_folder(out)
     kinds = {**FORMATS, "tflite": by_onnx2tf(subject.calibration.tiles)} if via == "onnx2tf" else FORMATS
@@ -186,20 +186,20 @@ class _Subject:
         self.loaded, self.name = loaded, name
         self.calibration = calibration.joined() if self.net.global_context else calibration
         self.provenance = _provenance(loaded, run, calibration)
-        self.scales = load_scales(run)
-        self._quantised: dict[Precision, Holding] = {}
+        self.quantised = load_quantised(run, loaded.net)
+        self._holdings: dict[Precision, Holding] = {}
 
     def holding(self, precision: Precision) -> Holding:
-        """The network as a file of this precision holds it; the scales of a quantised run are taken as they are."""
+        """The network as a file of this precision holds it; the int8 form of a quantised run is taken as it is."""
         if precision in ("fp32", "fp16"):
             return Holding(self.net, None)
-        if precision not in self._quantised:
-            if precision == "w8a8" and self.scales is not None:
-                self._quantised[precision] = Holding(self.net, self.scales)
+        if precision not in self._holdings:
+            if precision == "w8a8" and self.quantised is not None:
+                made = self.quantised
             else:
                 made = post_train(self.integer_net, self.calibration.tiles, bits=BITS[precision])
-                self._quantised[precision] = Holding(*made)
-        return self._quantised[precision]
+            self._holdings[precision] = Holding(*made)
+        return self._holdings[precision]
 
     def spec(self, kind: FileFormat, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
