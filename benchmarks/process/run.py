@@ -26,6 +26,8 @@ from typing import Any
 import click
 import numpy as np
 
+from eguot_devices.machine import family_memory_mb
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "data" / "canon_s40_0117.crw"
 SIZES = {"12": (3000, 4000), "48": (6000, 8000), "100": (8660, 11548)}
@@ -207,7 +209,7 @@ def print_command(folder: Path) -> None:
     run = subprocess.Popen([*command, folder / "100.dng", "-o", folder / "100.jpg"], stderr=subprocess.DEVNULL)
     peak_mb = 0.0
     while run.poll() is None:
-        peak_mb = max(peak_mb, memory_mb(run.pid))
+        peak_mb = max(peak_mb, family_memory_mb(run.pid))
         time.sleep(0.02)
     click.echo(f"100 MP to JPEG, 1 thread: {time.perf_counter() - start:.1f} s, peak {peak_mb:.0f} MB, both processes")
     times = []
@@ -217,19 +219,6 @@ def print_command(folder: Path) -> None:
         times.append(time.perf_counter() - start)
     network = in_child("stages", str(SOURCE), "1", "3", threads=1)["network"]
     click.echo(f"cold start to a JPEG of 4 MP, 1 thread: {min(times):.2f} s, of which the network {network:.2f} s")
-
-
-def memory_mb(process: int) -> float:
-    """Resident memory of a process and its children."""
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue
-        if process in (int(values["Pid"]), int(values["PPid"])):
-            total += int(values.get("VmRSS", "0 kB").split()[0])
-    return total / 1024
 
 
 @click.command()

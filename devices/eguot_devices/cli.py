@@ -5,8 +5,12 @@ from __future__ import annotations
 import shlex
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from .profile import Asked
 
 DEVICE_HELP = "Where to measure: local, ssh://[user@]host[:port][/path/to/python3], adb[:serial]. Repeatable."
 
@@ -72,7 +76,7 @@ def profile(
             asked=asked,
             benchmark_model=benchmark_model,
             pictures=Path(pictures),
-            command=_command(models, devices, raw, pairs, threads, sustained, delegate, max_seconds),
+            command=_command(models, devices, asked),
         )
         written = write_report(report, out, pictures=Path(pictures), pairs=pairs) if out is not None else []
     for path in written:
@@ -89,25 +93,16 @@ def profile(
         raise SystemExit(1)
 
 
-def _command(
-    models: tuple[str, ...],
-    devices: tuple[str, ...],
-    raw: Path | None,
-    pairs: Path | None,
-    threads: tuple[int, ...],
-    sustained: float,
-    delegate: str | None,
-    max_seconds: float | None,
-) -> str:
+def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) -> str:
     """The command line with names instead of paths, for the report."""
     words = ["eguot-sdk", "profile", *(Path(model).name for model in models)]
     words += [word for device in devices for word in ("--device", device)]
-    for option, path in (("--raw", raw), ("--pairs", pairs)):
+    for option, path in (("--raw", asked.raw), ("--pairs", asked.pairs)):
         words += [option, path.resolve().name] if path is not None else []
-    words += ["--threads", ",".join(map(str, threads))] if threads else []
-    words += ["--sustained", f"{sustained:g}"] if sustained else []
-    words += ["--delegate", Path(delegate).name] if delegate is not None else []
-    words += ["--max-seconds", f"{max_seconds:g}"] if max_seconds is not None else []
+    words += ["--threads", ",".join(map(str, asked.threads))] if asked.threads else []
+    words += ["--sustained", f"{asked.sustained_s:g}"] if asked.sustained_s else []
+    words += ["--delegate", Path(asked.delegate).name] if asked.delegate is not None else []
+    words += ["--max-seconds", f"{asked.max_seconds:g}"] if asked.max_seconds is not None else []
     return shlex.join(words)
 
 

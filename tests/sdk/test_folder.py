@@ -15,25 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eguot_devices.machine import family_memory_mb
 from eguot_sdk import cli
 
 FILES = 1000
 PATH = os.pathsep.join([str(Path(cli.__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
 ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH}
 MakeDng = Callable[..., bytes]
-
-
-def memory_mb(process: int) -> float:
-    """Resident memory of a process and its children."""
-    total = 0
-    for status in Path("/proc").glob("[0-9]*/status"):
-        try:
-            values = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
-        except OSError:
-            continue
-        if process in (int(values["Pid"]), int(values["PPid"])):
-            total += int(values.get("VmRSS", "0 kB").split()[0])
-    return total / 1024
 
 
 @pytest.mark.slow
@@ -66,7 +54,7 @@ def test_a_thousand_files_and_a_kill(make_dng: MakeDng, tmp_path: Path) -> None:
     second = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     sizes: list[tuple[int, float]] = []
     while len(list(out.glob("*.png"))) < len(good) and second.poll() is None:
-        sizes.append((len(list(out.glob("*.png"))), memory_mb(second.pid)))
+        sizes.append((len(list(out.glob("*.png"))), family_memory_mb(second.pid)))
         time.sleep(0.2)
     stdout, stderr = second.communicate()
     assert second.returncode == 1

@@ -170,53 +170,44 @@ def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
     return [raws, photos][side]
 
 
-def _read_raws(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
-    failed = []
+def _read(
+    sources: Sources, role: Role, folder: Path, items: Sequence[Item], kind: str, read: Callable[[Item], T]
+) -> list[T]:
+    """What `read` makes of each item; notes what cannot be read, and the hash of all. Raises UsageError for none."""
+    found, failed = [], []
     for item in items:
         try:
-            sources.frames.append(item.frame())
+            found.append(read(item))
         except EguotError as error:
             failed.append(str(error))
     sources.skipped += failed
-    if not sources.frames:
-        raise UsageError(f"{folder} holds no usable raw files{_first(failed)}")
-    sources.hashes["raw"] = items_hash(items, folder)
+    if not found:
+        first = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
+        raise UsageError(f"{folder} holds no {kind}{first}")
+    sources.hashes[role] = items_hash(items, folder)
+    return found
+
+
+def _read_raws(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
+    sources.frames += _read(sources, "raw", folder, items, "usable raw files", lambda item: item.frame())
 
 
 def _read_photos(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
-    failed = []
-    for item in items:
+    def read(item: Item) -> tuple[str, Picture]:
         assert item.photo is not None
-        try:
-            sources.photos.append(load_photo(item.photo))
-            sources.photo_names.append(item.photo.name)
-        except EguotError as error:
-            failed.append(str(error))
-    sources.skipped += failed
-    if not sources.photos:
-        raise UsageError(f"{folder} holds no readable photos{_first(failed)}")
-    sources.hashes["srgb"] = items_hash(items, folder)
+        return item.photo.name, load_photo(item.photo)
+
+    found = _read(sources, "srgb", folder, items, "readable photos", read)
+    sources.photo_names += [name for name, _ in found]
+    sources.photos += [photo for _, photo in found]
 
 
 def _read_pairs(sources: Sources, folder: Path) -> None:
     dataset = open_dataset(folder)
     items = pairs_of(dataset.part("train"))
     sources.notes += dataset.notes
-    failed = []
-    for item in items:
-        try:
-            frame, truth = _read_pair(item)
-            sources.pairs.append(HeldPair(item.name, frame, truth))
-        except EguotError as error:
-            failed.append(str(error))
-    sources.skipped += failed
-    if not sources.pairs:
-        raise UsageError(f"{folder} holds no usable pairs{_first(failed)}")
-    sources.hashes["pairs"] = items_hash(items, folder)
-
-
-def _first(failed: list[str]) -> str:
-    return f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
+    held = _read(sources, "pairs", folder, items, "usable pairs", lambda item: HeldPair(item.name, *_read_pair(item)))
+    sources.pairs += held
 
 
 def _first_window(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
