@@ -61,6 +61,7 @@ def make(isp: str, out: Path, data: Path, steps: int) -> None:
             made = convert(
                 place / "run", place, formats=("tflite",), precisions=(precision,), calibration=data / "train" / "raw"
             )[0]
+            assert made.path is not None  # `convert` raises where a file falls short
             record[f"{precision}_file"] = made.path.name
         except EguotError as error:
             record[f"{precision}_refused"] = str(error)

@@ -122,7 +122,7 @@ def plain_loop(config: TrainConfig, clock: Callable[[], float]) -> list[float]:
                 fake = run_net(planes[:batch])
             loss = run_v(fake).mean() - run_v(pictures).mean()
             if step % config.r1_every == 0:
-                loss = loss + gradient_penalty(potential, pictures)
+                loss = loss + gradient_penalty(potential, pictures) + gradient_penalty(potential, fake)
             opt_v.zero_grad(set_to_none=True)
             loss.backward()
             opt_v.step()
