@@ -60,6 +60,7 @@ ROWS = {
     "qisp-s": Row(1500, 600),
     "qisp-m": Row(1500, 600),
     "efficientisp": Row(1500, 600),
+    "robustisp": Row(1500, 600),
 }
 KINDS = {"float": "fp32", "ptq": "w8a8", "qat": "w8a8"}
 """Run of a network -> precision of its file."""
