@@ -462,6 +462,7 @@ def test_bf16_stays_close_to_fp32(folders: dict[str, str], tmp_path: Path, monke
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the compiler about itself
 def test_compiled_networks_give_the_same_losses(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -543,7 +543,7 @@ def _map_step(
         terms = _terms(config, step, micro, leaf, net, potential, committee, reference, fixed, micro_weights)
         gradients = {}
         for name, loss, share in terms:
-            (gradients[name],) = torch.autograd.grad(loss, leaf, retain_graph=True)
+            (gradients[name],) = torch.autograd.grad(loss, leaf)
             losses[name] = losses.get(name, 0.0) + float(loss.detach()) / len(parts)
             shares[name] = share
         kept.append((torch.cat(inputs), rendered, gradients))
