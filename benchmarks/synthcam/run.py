@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,8 @@ class Row:
     """Share of the raw scenes that are also given as pairs."""
     outliers: float = 0.0
     """Share of the target photos that are replaced by atypical ones."""
+    find_pairs: bool = False
+    """Look for raws and photos of one scene: under `shuffled` every raw has its photo, and all are found."""
 
 
 COMMITTEE = "experts=colour,structure,frequency"
@@ -59,6 +61,7 @@ ROWS: dict[str, Row] = {
     "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, plain alignment"),
     "pseudo": Row("unpaired", ("transport=0",), "unpaired, transport off (pseudo-pairs only)"),
     "unpaired": Row("unpaired", (), "**unpaired**"),
+    "found": Row("unpaired", (), "unpaired, pairs looked for", find_pairs=True),
     "balanced": Row("unpaired", ("psi_target=linear",), "unpaired, balanced transport"),
     "committee": Row("unpaired", (COMMITTEE, SHARES), "unpaired with the committee"),
     "no-colour": Row("unpaired", ("experts=structure,frequency", SHARES), "committee without the colour expert"),
@@ -167,7 +170,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
             alignment = align(config, load_sources(config))
         result = score(reference_render(alignment, config.color_input), pairs, name)
     else:
-        config = config.with_settings(ROWS[name].settings)
+        config = replace(config.with_settings(ROWS[name].settings), find_pairs=ROWS[name].find_pairs)
         run = out / "run"
         train(config, run, resume=run.exists())
         net = load_run(run).net

@@ -76,6 +76,8 @@ class TrainConfig:
     """Fit the reference alignment as `alignment.fit_alignment` does; false: plain quantiles and moments."""
     refit: float = 0.4
     """Fraction of the steps after which the alignment is fitted again, photos weighted by their mean w(y). 0: never."""
+    find_pairs: bool = True
+    """Look for raws and photos of one scene in one framing, and use them as pairs (unpaired, mixed; not in shards)."""
     register_pairs: bool = False
     """Move each pair's truth onto its R(x) block by block, and leave out what does not match: pairs of two cameras."""
     psi_source: Family = "linear"

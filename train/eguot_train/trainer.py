@@ -260,7 +260,7 @@ def _train(
 
 KEPT = (
     "mode", "isp", "color_input", "init", "seed", "crop", "potential_width", "potential_reduce", "experts",
-    "experts_width", "weighted_alignment", "refit", "register_pairs", "window", "reuse",
+    "experts_width", "weighted_alignment", "refit", "find_pairs", "register_pairs", "window", "reuse",
 )  # fmt: skip
 """Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
 ELSEWHERE = ("raw", "srgb", "pairs")

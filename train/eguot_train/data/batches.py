@@ -29,6 +29,7 @@ from ..reference import Alignment
 from ..render import reference_render
 from .crops import PhotoCrops, Picture, RawCrops, load_photo
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
+from .found import found_pairs
 from .pseudo import PseudoRaws
 from .shards import Role, ShardSample, ShardStream, Window, is_shards, shard_files
 
@@ -86,6 +87,8 @@ class HeldPair:
     name: str
     raw: RawFrame
     picture: Picture
+    found: bool = False
+    """Nobody said that the two belong together, and they may be some pixels apart."""
 
     def frame(self) -> RawFrame:
         """The raw."""
@@ -150,6 +153,13 @@ def load_sources(config: TrainConfig) -> Sources:
             sources.pairs += _first_window(config, sources, "pairs", _checked_pair)
         else:
             _read_pairs(sources, Path(config.pairs))
+    if config.unpaired and config.find_pairs and not sources.shards:
+        for photo, frame, truth in found_pairs(sources.frames, sources.photos, config.color_input):
+            sources.pairs.append(HeldPair(sources.photo_names[photo], frame, truth, found=True))
+        count = sum(isinstance(pair, HeldPair) and pair.found for pair in sources.pairs)
+        if count:
+            what = "photos that show a raw's scene in the same framing"
+            sources.notes.append(f"{what}: {count}, used as pairs too (--set find_pairs=false: leave them unpaired)")
     return sources
 
 
@@ -236,12 +246,14 @@ def _read_pair(sample: PairLike) -> tuple[RawFrame, Picture]:
     return frame, truth
 
 
-def _registered(config: TrainConfig, frame: RawFrame, truth: Picture) -> NDArray[np.uint8]:
-    """The truth; with `register_pairs` moved onto R(x) and with a fourth channel, 255 where the two match."""
-    if not config.register_pairs:
+def _prepared(frame: RawFrame, truth: Picture, config: TrainConfig, moved: bool, masked: bool) -> NDArray[np.uint8]:
+    """The truth of a pair; `moved` onto R(x); `masked` by a fourth channel, 255 where the two match."""
+    matched = np.ones(truth.shape[:2], bool)
+    if moved:
+        truth, matched = register(reference_render(Alignment(), config.color_input)(frame), truth)
+    if not masked:
         return truth
-    moved, matched = register(reference_render(Alignment(), config.color_input)(frame), truth)
-    return np.concatenate([moved, np.where(matched, 255, 0).astype(np.uint8)[..., None]], 2)
+    return np.concatenate([truth, np.where(matched, 255, 0).astype(np.uint8)[..., None]], 2)
 
 
 class Batches:
@@ -267,7 +279,7 @@ class Batches:
         self._photos: _Drawn[PhotoCrops] | None = None
         self._pairs: _Drawn[RawCrops] | None = None
         self._pseudo = None
-        colour, crop = config.color_input, config.crop
+        colour, crop, moved = config.color_input, config.crop, config.register_pairs
 
         def stream(role: Role) -> ShardStream:
             return ShardStream(sources.shards[role], role, seed=config.seed, rank=rank, world=world)
@@ -289,12 +301,17 @@ class Batches:
 
             def both(sample: ShardSample) -> RawCrops:
                 frame, truth = _read_pair(sample)
-                return RawCrops([frame], colour, crop, [_registered(config, frame, truth)])
+                return RawCrops([frame], colour, crop, [_prepared(frame, truth, config, moved, moved)])
 
             self._pairs = _Drawn(Window(stream("pairs"), config.window, both), share / config.reuse)
-        elif config.paired:
+        elif sources.pairs:
             frames = [pair.frame() for pair in sources.pairs]
-            truths = [_registered(config, f, pair.truth()) for f, pair in zip(frames, sources.pairs, strict=True)]
+            found = [isinstance(pair, HeldPair) and pair.found for pair in sources.pairs]
+            masked = moved or any(found)
+            truths = [
+                _prepared(frame, pair.truth(), config, moved or alone, masked)
+                for frame, pair, alone in zip(frames, sources.pairs, found, strict=True)
+            ]
             self._pairs = _Drawn([RawCrops(frames, colour, crop, truths)])
 
     def at(self, step: int) -> Batch:
