@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eguot_sdk.ispfile import unpack_model
+
 from .schema import Operators, OpTime
 
 MAX_OPERATORS = 120
@@ -102,7 +104,7 @@ def _cuts(data: bytes) -> list[tuple[str, bytes]]:
     from ai_edge_litert import schema_py_generated as schema
 
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(bytearray(data), 0))
+    model = unpack_model(data)
     model.signatureDefs, model.metadata = [], []
     graph = model.subgraphs[0]
     everything, known, cuts = graph.operators, {int(i) for i in graph.inputs}, []

@@ -110,7 +110,7 @@ def embed_spec(tflite: bytes, spec: IspSpec) -> bytes:
     import numpy as np
 
     try:
-        model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
+        model = unpack_model(tflite)
         buffer = schema.BufferT()
         buffer.data = np.frombuffer(spec.to_json().encode(), np.uint8)
         model.metadata = model.metadata or []
@@ -127,6 +127,26 @@ def embed_spec(tflite: bytes, spec: IspSpec) -> bytes:
         return bytes(builder.Output())
     except (struct.error, ValueError, TypeError, IndexError, AttributeError) as error:
         raise IspFileError(f"embed_spec: the TFLite model is damaged ({type(error).__name__})") from error
+
+
+def unpack_model(tflite: bytes) -> Any:
+    """The ModelT of `ai_edge_litert.schema_py_generated`, all weights inside it, so that it can be packed again.
+
+    Tools put the weights of larger models behind the FlatBuffer and only say where: packed again as it is, such a
+    model would point at nothing. Raises IspFileError where a buffer points out of the file.
+    """
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(tflite, 0))
+    for buffer in model.buffers or []:
+        if buffer.offset > 1:  # 0 and 1 mean that the data, if any, are inside
+            end = buffer.offset + buffer.size
+            if end > len(tflite):
+                raise IspFileError(DAMAGED)
+            buffer.data = np.frombuffer(tflite, np.uint8)[buffer.offset : end]
+            buffer.offset = buffer.size = 0
+    return model
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -244,6 +264,7 @@ class _Model:
     def __init__(self, data: bytes) -> None:
         if data[4:8] != b"TFL3":
             raise IspFileError("not a TFLite file")
+        self._data = data
         self._root = _Table(data, int(_read(data, "<I", 0)))
 
     def op_codes(self) -> list[int]:
@@ -257,12 +278,20 @@ class _Model:
         return graphs[0]
 
     def buffer_bytes(self) -> list[int]:
-        return [buffer.blob_bytes(0) for buffer in self._root.tables(4)]
+        """Sizes of the buffers, inside the FlatBuffer or, where they say an offset, behind it."""
+        buffers = self._root.tables(4)
+        return [b.number(2, "<Q") if b.number(1, "<Q") > 1 else b.blob_bytes(0) for b in buffers]
 
     def metadata(self, name: str) -> bytes | None:
         for entry in self._root.tables(6):
             if entry.blob(0, MAX_NAME_BYTES) == name.encode():
-                return _item(self._root.tables(4), entry.number(1, "<I")).blob(0, MAX_SPEC_BYTES)
+                buffer = _item(self._root.tables(4), entry.number(1, "<I"))
+                start, count = buffer.number(1, "<Q"), buffer.number(2, "<Q")
+                if start <= 1:
+                    return buffer.blob(0, MAX_SPEC_BYTES)
+                if count > MAX_SPEC_BYTES or start + count > len(self._data):
+                    raise IspFileError(DAMAGED)
+                return self._data[start : start + count]
         return None
 
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from eguot_compress.convert.contents import Contents, compare_scales
-from eguot_compress.convert.formats import FORMATS, Format
+from eguot_compress.convert.formats import FORMATS, Format, as_stored, from_stored
 from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
 from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import lint_network
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
-from eguot_sdk.spec import Precision
+from eguot_sdk.spec import IspSpec, Precision, TensorSpec
 from eguot_train.isps.base import IspNet
 
 STATE = QuantState(bits=8, activations={"q_input": (1 / 255, -128), "q_relu": (0.25, 3)},
@@ -70,6 +70,36 @@ def test_every_scale_of_a_real_file(
     scales = state.weights["first"]
     odd = dataclasses.replace(state, weights={**state.weights, "first": (scales[0] * 1.01, *scales[1:])})
     assert compare_scales(kind.read(path), odd).differing == 16
+
+
+class _Squashed(IspNet):
+    """Ends in numbers of its own, as LAN, PUNET and MicroISP do."""
+
+    name, shuffle, halo, multiple = "squashed", 2, 1, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tail = nn.Conv2d(4, 12, 3, padding=1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return torch.tanh(self.tail(planes)) * 0.58 + 0.5
+
+
+def test_numbers_in_a_formula_are_no_weights(pictures: Tensor, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    torch.manual_seed(0)
+    net, state = post_train(_Squashed().eval(), pictures, bits=8)
+    path = tmp_path / "t.tflite"
+    FORMATS["tflite"].write(net, "w8a8", path, side=16, state=state)
+    check = compare_scales(FORMATS["tflite"].read(path), state)
+    assert check.total == len(state.activations) + 12
+    assert check.differing == 0
+    body = quantise_body(net, bits=8)
+    body.load_state(state)
+    unit = TensorSpec(dtype="int8", scale=1 / 255, zero_point=-128)
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=1, input=unit, output=unit)
+    got = from_stored(FORMATS["tflite"].run(path, as_stored(pictures, spec)), spec)
+    assert Difference.between(got, QuantIsp(body, 2)(pictures).detach()).over_2_lsb <= 0.002
 
 
 class _Upwards(IspNet):

@@ -106,6 +106,14 @@ def test_any_tile(
     assert float((got.clamp(0, 1) - expected.clamp(0, 1)).abs().max()) <= tolerance
 
 
+def test_half_weights_of_a_larger_network(make_run: MakeRun, tmp_path: Path) -> None:
+    """The quantiser puts the weights of a file of some size behind the FlatBuffer."""
+    run = make_run(tmp_path / "run", isp="qisp-l")
+    (result,) = convert(run, tmp_path / "out", precisions=["fp16"])
+    assert result.parity.network.psnr_db > 60
+    assert result.bytes < 0.6 * 4 * 332_400
+
+
 def quantised(run: Path, bits: int | None = 8) -> QuantBody:
     """The quantised body that `convert` makes of a float run: same seeds, same crops."""
     loaded = load_run(run)

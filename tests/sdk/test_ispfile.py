@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from eguot_sdk import ispfile
 from eguot_sdk.errors import EguotError, IspFileError
+from eguot_sdk.isp import ISP
 from eguot_sdk.ispfile import describe, embed_spec, find_spec, read_model, read_spec
 from eguot_sdk.spec import IspSpec
 
@@ -106,6 +107,44 @@ def test_describe_agrees_with_the_generated_reader() -> None:
     assert given_output["zero_point"] == -128
     assert told["spec"]["name"] == "tiny w8a8"
     assert describe(DATA / "tiny.fp32.tflite")["input"][0]["scale"] is None
+
+
+def weights_behind(data: bytes) -> bytes:
+    """The model with every buffer of some size behind the FlatBuffer, as tools write larger models."""
+    blobs: list[bytes] = []
+
+    def move(model: Any, starts: list[int] | None = None) -> None:
+        blobs.clear()
+        for buffer in model.buffers:
+            if buffer.data is not None and len(buffer.data) >= 64:
+                blobs.append(bytes(buffer.data))
+                buffer.data, buffer.size = None, len(blobs[-1])
+                buffer.offset = starts[len(blobs) - 1] if starts else 1 << 20  # any number, for the size of the file
+
+    front = edited(data, move)
+    front += bytes(-len(front) % 16)
+    sizes = [len(blob) + -len(blob) % 16 for blob in blobs]
+    starts = [len(front) + sum(sizes[:i]) for i in range(len(blobs))]
+    front = edited(data, lambda model: move(model, starts)).ljust(len(front), b"\0")
+    return front + b"".join(blob.ljust(size, b"\0") for blob, size in zip(blobs, sizes, strict=True))
+
+
+def test_weights_behind_the_flatbuffer_are_taken_along(tmp_path: Path) -> None:
+    outside = weights_behind(TINY_BYTES)
+    assert max(buffer.size for buffer in schema.ModelT.InitFromObj(schema.Model.GetRootAs(outside, 0)).buffers) > 64
+    spec = read_spec(TINY)
+    for name, data in (("inside", TINY_BYTES), ("outside", outside)):
+        (tmp_path / f"{name}.tflite").write_bytes(data)
+        (tmp_path / f"{name}-embedded.tflite").write_bytes(embed_spec(data, spec.replace(name="again")))
+    assert find_spec(outside, "x") == spec
+    assert describe(tmp_path / "outside.tflite")["constant_bytes"] == describe(TINY)["constant_bytes"]
+    planes = np.random.default_rng(0).random((32, 32, 4), np.float32)
+    wanted = ISP.load(TINY).run(planes)
+    for name in ("outside.tflite", "inside-embedded.tflite", "outside-embedded.tflite"):
+        assert np.array_equal(ISP.load(tmp_path / name).run(planes), wanted), name
+    cut = outside[:-64]
+    with pytest.raises(IspFileError, match="damaged"):
+        embed_spec(cut, spec)
 
 
 def test_names_are_those_of_the_schema() -> None:

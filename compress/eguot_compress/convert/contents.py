@@ -62,6 +62,8 @@ def read_tflite(path: Path) -> Contents:
         quantisation = tensor.quantization
         if quantisation is None or quantisation.scale is None or not len(quantisation.scale):
             continue
+        if not len(tensor.shape) and model.buffers[tensor.buffer].data is not None:
+            continue  # a number in a formula: the converter's scale puts it on the end of the range, so it is exact
         scales = tuple(float(s) for s in quantisation.scale)
         if model.buffers[tensor.buffer].data is None:
             activations.add((scales[0], int(quantisation.zeroPoint[0])))

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eguot_sdk.errors import EguotError
+from eguot_sdk.ispfile import unpack_model
 
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
@@ -41,7 +42,7 @@ def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = 
     """
     from ai_edge_litert import schema_py_generated as schema
 
-    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0))
+    model = unpack_model(data)
     for layer in float_layers:
         _put_back_to_float(model, schema, layer)
     _widen_int16_biases(model, schema)
