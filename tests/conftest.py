@@ -7,10 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # Before torch is imported. Tests work on small tensors, and two threads that wait for each other on a busy machine make
 # them many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example takes milliseconds, and now and then much longer on a machine that does other work.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "board"))

@@ -216,41 +216,46 @@ class Ingest:
         """
         height, width = out.shape[:2]
         rows = min(max(1, STRIPE // width), height)
-        scratch = _Scratch(rows, width) if self._words is not None else None
-        columns = [_runs(2 * left + dx - self.crop[1], width, self.mosaic.shape[1]) for dx in (0, 1)]
+        scratch = _Scratch(rows, width)
+        fill = self._fill_by_values if self._words is None else self._fill_by_words
+        columns = _runs(2 * left - self.crop[1], 2 * width, self.mosaic.shape[1])
         for row in range(0, height, rows):
             stripe = out[row : row + rows]
-            lines = [_runs(2 * (top + row) + dy - self.crop[0], len(stripe), self.mosaic.shape[0]) for dy in (0, 1)]
-            if scratch is not None:
-                self._fill_by_words(stripe, lines, columns, scratch)
-            else:
-                self._fill_by_values(stripe, lines, columns)
+            lines = _runs(2 * (top + row) - self.crop[0], 2 * len(stripe), self.mosaic.shape[0])
+            counts = self._counts(lines, columns, scratch.counts[: 2 * len(stripe)])
+            # A cell's four counts, plane by plane, as what look-ups take without converting it first.
+            index = scratch.index[:, : len(stripe)]
+            by_plane = counts.reshape(len(stripe), 2, width, 2).transpose(1, 3, 0, 2)
+            np.copyto(index.reshape(2, 2, len(stripe), width), by_plane)
+            fill(stripe, index, scratch)
 
-    def _fill_by_words(self, out: Array, lines: list[Runs], columns: list[Runs], scratch: _Scratch) -> None:
+    def _fill_by_words(self, out: Array, index: Array, scratch: _Scratch) -> None:
         """Without float and without allocation; `mode="clip"` spares a test of every index, none is out of range."""
         assert self._words is not None
-        height, width = out.shape[:2]
-        index, mixed, word = scratch.index[:height], scratch.mixed[:height], scratch.word[:height]
-        for i, (dy, dx) in enumerate(PLANE_AT):
-            self._copy_counts(index, lines[dy], columns[dx])
-            if i == 0:
-                np.take(self._words[i], index, out=mixed, mode="clip")
-            else:
-                np.take(self._words[i], index, out=word, mode="clip")
-                np.add(mixed, word, out=mixed)
-        fields = scratch.fields[:height]
-        np.copyto(fields, mixed.view(np.uint16).reshape(height, width, 4))
-        np.take(self._luts, fields, out=out, mode="clip")
+        mixed, word = scratch.mixed[: len(out)], scratch.word[: len(out)]
+        self._words[0].take(index[0], out=mixed, mode="clip")
+        for i in (1, 2, 3):
+            self._words[i].take(index[i], out=word, mode="clip")
+            np.add(mixed, word, out=mixed)
+        fields = scratch.index.reshape(-1)[: out.size].reshape(out.shape)  # the counts are no longer needed
+        np.copyto(fields, mixed.view(np.uint16).reshape(out.shape))
+        self._luts.take(fields, out=out, mode="clip")
 
-    def _fill_by_values(self, out: Array, lines: list[Runs], columns: list[Runs]) -> None:
-        height, width = out.shape[:2]
-        target = out if self._mix is None else np.empty((height, width, 4), np.float32)
-        counts = np.empty((height, width), np.uint16)
-        for i, (dy, dx) in enumerate(PLANE_AT):
-            self._copy_counts(counts, lines[dy], columns[dx])
-            target[..., i] = self._luts[i][counts]
+    def _fill_by_values(self, out: Array, index: Array, scratch: _Scratch) -> None:
+        target = out if self._mix is None else np.empty(out.shape, np.float32)
+        for i in range(4):
+            target[..., i] = self._luts[i].take(index[i], mode="clip")
         if self._mix is not None:
-            out[...] = compand((target.reshape(-1, 4) @ self._mix).reshape(height, width, 4), self._exponent)
+            out[...] = compand((target.reshape(-1, 4) @ self._mix).reshape(out.shape), self._exponent)
+
+    def _counts(self, lines: Runs, columns: Runs, scratch: Array) -> Array:
+        """The virtual mosaic there: a view where it lies in the frame, otherwise a copy in `scratch`."""
+        if len(lines) == len(columns) == 1:
+            return self.mosaic[lines[0][1]][:, columns[0][1]]
+        for ys, from_ys in lines:
+            for xs, from_xs in columns:
+                scratch[ys, xs] = self.mosaic[from_ys][:, from_xs]
+        return scratch
 
     def trimmed(self) -> Ingest:
         """The same ingest with tables no longer than the frame's largest count, for keeping many in memory."""
@@ -278,37 +283,26 @@ class Ingest:
         copied.width = (mosaic.shape[1] + red_col + 1) // 2
         return copied
 
-    def _copy_counts(self, out: Array, lines: Runs, columns: Runs) -> None:
-        """Counts of one plane into `out` of any whole-number type."""
-        for ys, from_ys in lines:
-            for xs, from_xs in columns:
-                out[ys, xs] = self.mosaic[from_ys][:, from_xs]
-
 
 def _runs(start: int, count: int, size: int) -> Runs:
-    """Where in `count` outputs, and from which inputs of an axis of `size`, `start`, `start + 2`, ... reflected come.
+    """Where in `count` outputs, and from which inputs of an axis of `size`, `start`, `start + 1`, ... reflected come.
 
     Three runs at most, before, inside and after the axis; slices, so that only a frame smaller than a halo is gathered.
     """
-    end = start + 2 * count
-    if start <= -size or end > 2 * size:
-        return [(slice(0, count), reflect(np.arange(start, end, 2), size))]
-    before, inside = min(max((1 - start) // 2, 0), count), min(max((size - start + 1) // 2, 0), count)
+    end = start + count
+    if start <= -size or end > 2 * size - 1:
+        return [(slice(0, count), reflect(np.arange(start, end), size))]
+    before, inside = min(max(-start, 0), count), min(max(size - start, 0), count)
     runs: Runs = []
     if before > 0:
-        runs.append((slice(0, before), _backwards(-start, before)))
+        runs.append((slice(0, before), slice(-start, -start - before, -1)))
     if inside > before:
-        runs.append((slice(before, inside), slice(start + 2 * before, start + 2 * inside, 2)))
+        runs.append((slice(before, inside), slice(start + before, start + inside)))
     if count > inside:
-        first = 2 * (size - 1) - (start + 2 * inside)
-        runs.append((slice(inside, count), _backwards(first, count - inside)))
+        first = 2 * (size - 1) - (start + inside)
+        stop = first - (count - inside)
+        runs.append((slice(inside, count), slice(first, None if stop < 0 else stop, -1)))
     return runs
-
-
-def _backwards(first: int, count: int) -> slice:
-    """`first`, `first - 2`, ... as a slice."""
-    stop = first - 2 * count
-    return slice(first, None if stop < 0 else stop, -2)
 
 
 def quantise(companded: Array, spec: TensorSpec) -> Array:
@@ -332,10 +326,10 @@ class _Scratch:
     """What `fill` works in, for stripes of at most so many rows."""
 
     def __init__(self, rows: int, width: int) -> None:
-        self.index = np.empty((rows, width), np.intp)
+        self.counts = np.empty((2 * rows, 2 * width), np.uint16)
+        self.index = np.empty((4, rows, width), np.intp)
         self.mixed = np.empty((rows, width), np.uint64)
         self.word = np.empty((rows, width), np.uint64)
-        self.fields = np.empty((rows, width, 4), np.intp)
 
 
 @functools.lru_cache(maxsize=4)  # the frames of one camera share them

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -37,6 +38,14 @@ MAX_EXPOSURE_EV = 16.0
 MAX_THREADS = 256
 STRIPE = 1 << 14
 """Pixels written at once where a copy is needed on the way, so that it stays in cache."""
+
+KEPT_PICTURES = 2
+"""Pictures whose memory an ISP keeps: one with its user while the next is developed."""
+KEPT_BYTES = 160 << 20
+"""Memory of larger pictures is given back at once."""
+_probe = [np.empty(0)]
+UNSHARED = sys.getrefcount(_probe[0])
+"""What `getrefcount` says of an array that only a list refers to."""
 
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
 Source = str | Path | bytes | BinaryIO | RawFrame | NDArray[Any]
@@ -71,6 +80,7 @@ class ISP:
         self.tile = auto_tile(spec, self.threads) if tile is None else tile_side(spec, tile)
         self._factory = runtime_factory
         self._opened: dict[int, list[Runtime]] = {}
+        self._pictures = _Pictures()
         self._lock = threading.Lock()
         self._closed = False
         self.runtime = self._runtimes(1, self.threads if self.tile == "whole" else 1)[0].name
@@ -144,7 +154,7 @@ class ISP:
         # Tiles are written where they lie in the upright picture; only pixels that are not square need a copy.
         orientation = frame.orientation if frame.pixel_aspect == 1.0 else 1
         shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
-        picture: Picture = np.empty(shape, np.uint8) if bits == 8 else np.empty(shape, np.uint16)
+        picture = self._pictures.take(shape, np.dtype(np.uint8 if bits == 8 else np.uint16))
         with self._lock:
             self._develop(_Job(ingest, tiling, lying(picture, orientation), store), progress)
         if frame.pixel_aspect != 1.0:
@@ -165,7 +175,8 @@ class ISP:
         """Develop one source after another, for files or a live camera; arguments as of `process`.
 
         The next source is waited for and read by a thread of its own while the present one is developed, so `sources`
-        is iterated there, one ahead. Runtimes, tables and tile memory are used again; each picture is a new array.
+        is iterated there, one ahead. Runtimes, tables and tile memory are used again, and so is the memory of a picture
+        that nobody holds any more.
         A source that cannot be read ends the stream with its error.
         """
         iterator = iter(sources)
@@ -215,6 +226,7 @@ class ISP:
         with self._lock:
             self._closed = True
             self._drop_runtimes()
+            self._pictures.forget()
 
     def __enter__(self) -> ISP:
         return self
@@ -311,6 +323,37 @@ class _Job:
     tiling: Tiling
     rgb: NDArray[Any]
     store: Storer
+
+
+class _Pictures:
+    """Memory for pictures; that of one which nobody holds any more is used again.
+
+    Memory new to the process costs as much as writing the picture into it: the system maps and clears it page by page.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[NDArray[np.uint8]] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, int, int], dtype: np.dtype[Any]) -> Picture:
+        """An array that nothing else refers to, with any values in it."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > KEPT_BYTES:
+            return cast("Picture", np.empty(shape, dtype))
+        with self._lock:
+            free = [i for i in range(len(self._kept)) if sys.getrefcount(self._kept[i]) == UNSHARED]
+            fits = next((i for i in free if self._kept[i].nbytes == size), None)
+            if fits is None:  # what is free does not fit and goes; what is held is its holder's
+                held = [memory for i, memory in enumerate(self._kept) if i not in free]
+                self._kept = [*held[1 - KEPT_PICTURES :], np.empty(size, np.uint8)]
+                fits = -1
+            # A view, and views of it, refer to the memory they lie in.
+            return cast("Picture", self._kept[fits].view(dtype).reshape(shape))
+
+    def forget(self) -> None:
+        """Keep nothing; pictures that are held stay as they are."""
+        with self._lock:
+            self._kept = []
 
 
 def _frame_of(source: Source, like: RawFrame | None, overrides: Overrides) -> RawFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import threading
 import tracemalloc
@@ -137,6 +138,68 @@ def test_a_stream_does_not_grow(model: str | None) -> None:
             tracemalloc.stop()
     assert max(sizes[2:]) - min(sizes[2:]) < 3 * picture.nbytes  # one more or less is in flight
     assert sizes[-1] <= sizes[2] + picture.nbytes
+
+
+def address(picture: NDArray[Any]) -> int:
+    """Where the memory that an array lies in begins."""
+    while isinstance(picture.base, np.ndarray):
+        picture = picture.base
+    return int(picture.ctypes.data)
+
+
+def test_memory_of_a_picture_nobody_holds_is_used_again() -> None:
+    camera, mosaics = make_frames(40)
+    with ISP.fake() as isp:
+        places = {address(picture) for picture in isp.stream(mosaics, like=camera)}
+        assert len(places) <= 2  # one with us while the next is developed
+        first = address(isp.process(camera))
+        assert address(isp.process(camera)) == first
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda picture: picture,
+        lambda picture: picture[10:20, :, 1],
+        lambda picture: picture.reshape(-1)[::7],
+        lambda picture: memoryview(picture[5]),
+        lambda picture: picture.view(np.int8).T,
+    ],
+)
+def test_a_picture_stays_as_long_as_any_part_of_it_is_held(part: Callable[[Any], Any]) -> None:
+    camera, mosaics = make_frames(5)
+    with ISP.fake() as isp:
+        held = part(isp.process(camera))
+        before = np.array(held)
+        others = [isp.process(mosaic, like=camera) for mosaic in mosaics]
+        for mosaic in mosaics:
+            isp.process(mosaic, like=camera)
+        np.testing.assert_array_equal(held, before)
+        expected = [ISP.fake().process(mosaic, like=camera) for mosaic in mosaics]
+        for one, two in zip(others, expected, strict=True):
+            np.testing.assert_array_equal(one, two)
+    np.testing.assert_array_equal(held, before)  # nor does closing change it
+
+
+def test_little_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    camera, mosaics = make_frames(20, 300, 400)
+    small, _ = make_frames(1, 30, 40)
+    isp = ISP.fake()
+    tracemalloc.start()
+    try:
+        pictures = [isp.process(mosaic, like=camera) for mosaic in mosaics]
+        size = pictures[0].nbytes
+        held = tracemalloc.get_traced_memory()[0]
+        del pictures
+        gc.collect()
+        assert held - tracemalloc.get_traced_memory()[0] > 17.5 * size  # all but two
+        isp.process(small)
+        assert held - tracemalloc.get_traced_memory()[0] > 19.5 * size  # those do not fit any more
+        monkeypatch.setattr("eguot_sdk.isp.KEPT_BYTES", size - 1)
+        isp.process(camera)
+        assert held - tracemalloc.get_traced_memory()[0] > 19.5 * size
+    finally:
+        tracemalloc.stop()
 
 
 def test_asyncio_runs_on_while_a_raw_is_developed(make_dng: MakeDng, counts: Any) -> None:
