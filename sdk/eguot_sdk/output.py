@@ -1,12 +1,13 @@
 """Developed pictures to files: JPEG, PNG and TIFF, with an sRGB profile and EXIF, and the turn to upright.
 
 Pictures are uint8 or uint16 [H, W, 3], sRGB, full range. A file appears under its name only when it is whole: it is
-written beside, synced and renamed, and nothing is left behind when that fails.
+written beside, synced and renamed, the folder is synced, and nothing is left behind when that fails.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
 import re
@@ -28,6 +29,9 @@ MAX_JPEG_SIDE = 65500
 PNG_BAND_ROWS = 64
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
+
+# What file systems say that cannot sync a folder, or not one that may only be written to.
+REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
 
 Picture = NDArray[np.uint8] | NDArray[np.uint16]
 Exif = Mapping[str, str | int | float]
@@ -77,12 +81,28 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
+            _sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
         # NumPy writes by itself and says only how much it got rid of.
         reason = error.strerror or "not all of it: the disk may be full"
         raise OutputError(f"{path}: cannot be written ({reason})") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """See to it that a new name in a folder outlasts a loss of power, where the system and the file system can."""
+    if os.name != "posix":
+        return
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in REFUSALS:
+            raise
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:

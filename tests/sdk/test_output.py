@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Callable
@@ -191,6 +193,30 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         write_image(path, picture16 if "16" in name else picture8)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX")
+@pytest.mark.parametrize("refusal", [None, errno.EINVAL, errno.EACCES, errno.EIO])
+def test_the_folder_is_synced_after_the_name_is_there(
+    tmp_path: Path, picture8: NDArray[np.uint8], refusal: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    synced: list[tuple[bool, bool]] = []
+
+    def fsync(handle: int) -> None:
+        folder = stat.S_ISDIR(os.fstat(handle).st_mode)
+        synced.append((folder, path.exists()))
+        if folder and refusal is not None:
+            raise OSError(refusal, os.strerror(refusal))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if refusal == errno.EIO:  # not a refusal: the disk is broken
+        with pytest.raises(OutputError, match="Input/output error"):
+            write_image(path, picture8)
+    else:
+        write_image(path, picture8)
+    assert synced == [(False, False), (True, True)]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_a_real_write_error_is_an_output_error(picture8: NDArray[np.uint8]) -> None:
