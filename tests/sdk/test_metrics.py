@@ -1,4 +1,4 @@
-"""Metrics against scikit-image, the published CIEDE2000 table and closed forms."""
+"""Metrics against scikit-image, torchmetrics, the published CIEDE2000 table and closed forms."""
 
 from __future__ import annotations
 
@@ -174,6 +174,21 @@ def test_ms_ssim_is_the_product_of_its_scales() -> None:
         expected *= structure.mean(axis=(0, 1)) ** weight
     assert ms_ssim(*pictures(200, 181)) == pytest.approx(expected.mean(), abs=1e-5)
     assert ms_ssim(*pictures(175, 300)) is None
+
+
+@pytest.mark.parametrize("size", [(176, 176), (200, 181), (448, 448)])
+def test_psnr_ssim_and_ms_ssim_equal_torchmetrics(size: tuple[int, int]) -> None:
+    """In double precision, channel by channel. It also counts windows over a reflected border, which ours does not."""
+    torch = pytest.importorskip("torch")
+    image = pytest.importorskip("torchmetrics.functional.image")
+    picture, truth = pictures(*size)
+    x, y = (torch.from_numpy(i).permute(2, 0, 1)[:, None].double() for i in (picture, truth))
+    assert psnr(picture, truth) == pytest.approx(float(image.peak_signal_noise_ratio(x, y, data_range=255.0)), abs=1e-6)
+    options = {"data_range": 255.0, "kernel_size": 11, "sigma": 1.5}
+    _, full = image.structural_similarity_index_measure(x, y, return_full_image=True, **options)
+    assert ssim(picture, truth) == pytest.approx(float(full[..., 5:-5, 5:-5].mean()), abs=1e-6)
+    expected = image.multiscale_structural_similarity_index_measure(x, y, **options)  # the mean over channels
+    assert ms_ssim(picture, truth) == pytest.approx(float(expected), abs=5e-5)
 
 
 def test_ssim_of_a_mask_counts_the_windows_centred_in_it() -> None:
