@@ -54,7 +54,12 @@ def make(isp: str, out: Path, data: Path, steps: int, seed: int) -> None:
     train_run(config, place / "run", resume=(place / "run").exists())
     net = load_run(place / "run").net
     pairs = list_pairs(data / "test" / "pairs")
-    record: dict[str, Any] = {"isp": net.name, "seed": seed, "steps": steps, "parameters": net.deploy().parameter_count()}
+    record: dict[str, Any] = {
+        "isp": net.name,
+        "seed": seed,
+        "steps": steps,
+        "parameters": net.deploy().parameter_count(),
+    }
     record |= {"macs_per_pixel": macs_per_pixel(net.deploy()), "mobile_safe": net.mobile_safe}
     record["float"] = evaluate(lambda f: render_frame(net, f, config.color_input), pairs, label=net.name).summary()
     for precision in ("w8a8", "fp32"):

@@ -20,13 +20,13 @@ from eguot_train.data.shards import (
     Sample,
     ShardSample,
     ShardStream,
-    Window,
     is_shards,
     read_index,
     shard_files,
     write_shards,
 )
 from eguot_train.data.synth import SynthCamera
+from eguot_train.data.window import Window
 
 CAMERA = SynthCamera.from_seed(3, "GBRG")
 

@@ -59,9 +59,9 @@ class TrainConfig:
     loaders: int = 1
     """Threads that make batches ahead."""
     window: int = 64
-    """Samples of a shard set in memory at once, each kind and process; crops are drawn from them."""
+    """Samples in memory at once, each kind and process, of shards and of folders too large; crops are drawn there."""
     reuse: int = 8
-    """Crops taken of each sample of a shard set before the window moves past it, on average."""
+    """Crops taken of each such sample before the window moves past it, on average."""
     lr: float = 1e-3
     """Adam learning rate of the network; cosine to 2% of it."""
     lr_potential: float = 3e-4

@@ -134,8 +134,6 @@ def _train(
         return out
     sources = load_sources(config)
     echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
-    for role, files in sources.shards.items():
-        echo(f"{role}: first window of {len(files)} shards")
     for line in sources.notes:
         echo(line)
     for line in sources.skipped:
@@ -250,7 +248,7 @@ def _train(
                 log.write(done, {"val_psnr_db": validate(ema, config)})
             if done % config.sheet_every == 0 or done == config.steps:
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
-                if config.unpaired and config.transport > 0 and "srgb" not in sources.shards:
+                if config.unpaired and config.transport > 0 and "srgb" not in sources.streamed:
                     photo_weights.save(out, sources.photos)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 log.flush()

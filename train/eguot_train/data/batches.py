@@ -2,7 +2,8 @@
 
 Every item of a batch has a generator of its own, seeded by the run's seed, the step and the item's place in the batch
 of all ranks: a resumed run sees what the unbroken one would have, and ranks share out what one process would draw.
-Of shards each rank sees its own samples, through a window that depends on the step alone.
+Of shards, and of folders that would take more than HELD_BYTES of memory, each rank sees its own samples, through a
+window that depends on the step alone.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +33,18 @@ from .crops import PhotoCrops, Picture, RawCrops, load_photo
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .found import found_pairs
 from .pseudo import PseudoRaws
-from .shards import Role, ShardSample, ShardStream, Window, is_shards, shard_files
+from .shards import ShardSample, ShardStream, is_shards, shard_files
+from .window import ItemStream, Role, Stream, Window
 
 T = TypeVar("T")
 C = TypeVar("C", RawCrops, PhotoCrops)
 PREFETCH = 2
 CALIBRATION = 0x7FFFFFFF
-"""A step that no run reaches: its batch calibrates the cost. Of shards it sees the first window."""
+"""A step that no run reaches: its batch calibrates the cost. Of what is streamed it sees the first window."""
+HELD_BYTES = 4 << 30
+"""Of decoded raws and pictures: a folder of more is streamed, and its window holds no more."""
+TRIED = 8
+"""Items that say how large a folder will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +61,7 @@ class Batch:
     target: Tensor | None = None
     """Target photos."""
     target_index: tuple[int, ...] = ()
-    """Which of the run's photos each target is a crop of; -1 where it came from a shard."""
+    """Which of the run's photos each target is a crop of; -1 where photos are streamed."""
     pseudo: Tensor | None = None
     """The raws that would have made `target`."""
     pair_raw: Tensor | None = None
@@ -99,16 +106,25 @@ class HeldPair:
         return self.picture
 
 
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """What is read while training."""
+
+    open: Callable[[int, int], Stream[Any]]
+    """Rank and number of ranks -> the samples in the order of the run's seed."""
+    window: int
+    """Samples in memory at once."""
+
+
 @dataclass(slots=True)
 class Sources:
-    """Loaded folders of a run. Of shards: rank 0's first window, from which fits, noise and sample sheets are made."""
+    """Loaded folders of a run. Of what is streamed: rank 0's first window, for fits, noise and sample sheets."""
 
     frames: list[RawFrame] = field(default_factory=list)
     photos: list[Picture] = field(default_factory=list)
     photo_names: list[str] = field(default_factory=list)
     pairs: list[PairLike] = field(default_factory=list)
-    shards: dict[Role, list[Path]] = field(default_factory=dict)
-    """Role -> tar files, for the roles that come in shards."""
+    streamed: dict[Role, Streamed] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     """One line per file that could not be used."""
     notes: list[str] = field(default_factory=list)
@@ -130,6 +146,7 @@ def folder_hash(files: list[Path], folder: Path) -> str:
 def load_sources(config: TrainConfig) -> Sources:
     """Read the folders a mode needs; each may be shards or any layout that `datasets.open_dataset` knows.
 
+    A folder that would take more than HELD_BYTES is only opened, and streamed as shards are.
     Of a data set with parts the training part is read. Where --raw and --srgb name one folder of pairs, its scenes are
     split. Files that cannot be read are listed. Raises UsageError naming the option that is missing or empty.
     """
@@ -138,22 +155,29 @@ def load_sources(config: TrainConfig) -> Sources:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
         if is_shards(config.raw):
-            sources.frames = _first_window(config, sources, "raw", ShardSample.frame)
+            sources.frames = _open_shards(config, sources, "raw", ShardSample.frame)
         else:
-            _read_raws(sources, Path(config.raw), _half(sources, config.raw, config.srgb, 0))
+            items = _half(sources, config.raw, config.srgb, 0)
+            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", Item.frame, Item.frame)
         if is_shards(config.srgb):
-            sources.photos = _first_window(config, sources, "srgb", ShardSample.photo)
+            sources.photos = _open_shards(config, sources, "srgb", ShardSample.photo)
             sources.photo_names = [""] * len(sources.photos)
         else:
-            _read_photos(sources, Path(config.srgb), _half(sources, config.srgb, config.raw, 1))
+            items = _half(sources, config.srgb, config.raw, 1)
+            names, sources.photos = _read(config, sources, "srgb", items, "readable photos", _photo, _photo)
+            sources.photo_names = names
     if config.paired:
         if config.pairs is None:
             raise UsageError(f"{config.mode} training needs --pairs DIR")
         if is_shards(config.pairs):
-            sources.pairs += _first_window(config, sources, "pairs", _checked_pair)
+            sources.pairs += _open_shards(config, sources, "pairs", _checked_pair)
         else:
-            _read_pairs(sources, Path(config.pairs))
-    if config.unpaired and config.find_pairs and not sources.shards:
+            dataset = open_dataset(config.pairs)
+            sources.notes += dataset.notes
+            items = pairs_of(dataset.part("train"))
+            _, pairs = _read(config, sources, "pairs", items, "usable pairs", _held_pair, _checked_pair)
+            sources.pairs += pairs
+    if config.unpaired and config.find_pairs and not sources.streamed:
         for photo, frame, truth in found_pairs(sources.frames, sources.photos, config.color_input):
             sources.pairs.append(HeldPair(sources.photo_names[photo], frame, truth, found=True))
         count = sum(isinstance(pair, HeldPair) and pair.found for pair in sources.pairs)
@@ -181,59 +205,105 @@ def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
 
 
 def _read(
-    sources: Sources, role: Role, folder: Path, items: Sequence[Item], kind: str, read: Callable[[Item], T]
-) -> list[T]:
-    """What `read` makes of each item; notes what cannot be read, and the hash of all. Raises UsageError for none."""
-    found, failed = [], []
+    config: TrainConfig,
+    sources: Sources,
+    role: Role,
+    items: Sequence[Item],
+    kind: str,
+    read: Callable[[Item], T],
+    glance: Callable[[Item], T],
+) -> tuple[list[str], list[T]]:
+    """File names and what `read` makes of each item; notes what cannot be read, and the hash of all.
+
+    Of a folder that is too large, what `glance` makes of the first window. Raises UsageError where there is none.
+    """
+    folder = Path(str(getattr(config, role)))
+    names, found, failed = [], [], []
+    held = 0
     for item in items:
         try:
-            found.append(read(item))
+            value = read(item)
         except EguotError as error:
             failed.append(str(error))
+            continue
+        found.append(value)
+        names.append(item.files()[-1 if role == "srgb" else 0].name)
+        held += _bytes_of(value)
+        if held > HELD_BYTES or (len(found) == TRIED and held / TRIED * len(items) > HELD_BYTES):
+            first = _stream_items(config, sources, role, items, glance, held // len(found))
+            return [""] * len(first), first
     sources.skipped += failed
     if not found:
-        first = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
-        raise UsageError(f"{folder} holds no {kind}{first}")
+        why = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
+        raise UsageError(f"{folder} holds no {kind}{why}")
     sources.hashes[role] = items_hash(items, folder)
-    return found
+    return names, found
 
 
-def _read_raws(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
-    sources.frames += _read(sources, "raw", folder, items, "usable raw files", lambda item: item.frame())
+def _stream_items(
+    config: TrainConfig, sources: Sources, role: Role, items: Sequence[Item], glance: Callable[[Item], T], each: int
+) -> list[T]:
+    """Note that a folder is streamed, and read what its order begins with. `each`: bytes of an item in memory."""
+    folder = Path(str(getattr(config, role)))
+    sizes = ((path.relative_to(folder).as_posix(), path.stat().st_size) for i in items for path in i.files())
+    size = max(1, min(config.window, HELD_BYTES // each))
+    total = len(items) * each / 1e9
+    sources.notes.append(f"{role}: {len(items)} take {total:.1f} GB of memory, so {size} at a time are read on the way")
+    return _stream(sources, role, partial(_item_stream, items, role, config.seed), size, sizes, glance)
 
 
-def _read_photos(sources: Sources, folder: Path, items: Sequence[Item]) -> None:
-    def read(item: Item) -> tuple[str, Picture]:
-        assert item.photo is not None
-        return item.photo.name, load_photo(item.photo)
-
-    found = _read(sources, "srgb", folder, items, "readable photos", read)
-    sources.photo_names += [name for name, _ in found]
-    sources.photos += [photo for _, photo in found]
+def _item_stream(items: Sequence[Item], role: Role, seed: int, rank: int, world: int) -> ItemStream:
+    return ItemStream(items, role, seed=seed, rank=rank, world=world)
 
 
-def _read_pairs(sources: Sources, folder: Path) -> None:
-    dataset = open_dataset(folder)
-    items = pairs_of(dataset.part("train"))
-    sources.notes += dataset.notes
-    held = _read(sources, "pairs", folder, items, "usable pairs", lambda item: HeldPair(item.name, *_read_pair(item)))
-    sources.pairs += held
-
-
-def _first_window(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
+def _open_shards(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
     """Note a role's shards and read what their order begins with."""
     files = shard_files(str(getattr(config, role)))
-    sources.shards[role] = files
-    sizes = ((path.name, path.stat().st_size) for path in files)  # contents may be too large to read for a name
+    sizes = ((path.name, path.stat().st_size) for path in files)
+    sources.notes.append(f"{role}: first window of {len(files)} shards")
+    return _stream(sources, role, partial(_shard_stream, files, role, config.seed), config.window, sizes, read)
+
+
+def _shard_stream(files: list[Path], role: Role, seed: int, rank: int, world: int) -> ShardStream:
+    return ShardStream(files, role, seed=seed, rank=rank, world=world)
+
+
+def _stream(
+    sources: Sources,
+    role: Role,
+    stream: Callable[[int, int], Stream[Any]],
+    size: int,
+    sizes: Iterator[tuple[str, int]],
+    read: Callable[[Any], T],
+) -> list[T]:
+    """The first window, read; the hash is of names and sizes, for contents may be too large to read for it."""
+    sources.streamed[role] = Streamed(stream, size)
     sources.hashes[role] = hashlib.sha256(repr(list(sizes)).encode()).hexdigest()
-    stream = ShardStream(files, role, seed=config.seed)
-    found = Window(stream, config.window, read).at(0)
-    sources.skipped += stream.skipped
+    first = stream(0, 1)
+    found = Window(first, size, read).at(0)
+    sources.skipped += first.skipped
     return found
 
 
-def _checked_pair(sample: ShardSample) -> ShardSample:
-    """A pair of a shard that can be read, without what it decodes to."""
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, HeldPair):
+        return value.raw.mosaic.nbytes + value.picture.nbytes
+    return int(value.mosaic.nbytes if isinstance(value, RawFrame) else value.nbytes)
+
+
+def _photo(item: Item | ShardSample) -> Picture:
+    if isinstance(item, ShardSample):
+        return item.photo()
+    assert item.photo is not None
+    return load_photo(item.photo)
+
+
+def _held_pair(item: Item) -> PairLike:
+    return HeldPair(item.name, *_read_pair(item))
+
+
+def _checked_pair(sample: PairLike) -> PairLike:
+    """A pair that can be read, without what it decodes to."""
     _read_pair(sample)
     return sample
 
@@ -281,38 +351,34 @@ class Batches:
         self._pseudo = None
         colour, crop, moved = config.color_input, config.crop, config.register_pairs
 
-        def stream(role: Role) -> ShardStream:
-            return ShardStream(sources.shards[role], role, seed=config.seed, rank=rank, world=world)
+        def drawn(role: Role, held: Callable[[], C], decode: Callable[[Any], C]) -> _Drawn[C]:
+            if role not in sources.streamed:
+                return _Drawn([held()])
+            streamed = sources.streamed[role]
+            return _Drawn(Window(streamed.open(rank, world), streamed.window, decode), share / config.reuse)
 
         if config.unpaired:
-            if "raw" in sources.shards:
-                window = Window(stream("raw"), config.window, lambda s: RawCrops([s.frame()], colour, crop))
-                self._raws = _Drawn(window, share / config.reuse)
-            else:
-                self._raws = _Drawn([RawCrops(sources.frames, colour, crop)])
-            if "srgb" in sources.shards:
-                photos = Window(stream("srgb"), config.window, lambda s: PhotoCrops([s.photo()], crop))
-                self._photos = _Drawn(photos, share / config.reuse)
-            else:
-                self._photos = _Drawn([PhotoCrops(sources.photos, crop)])
+            self._raws = drawn(
+                "raw", lambda: RawCrops(sources.frames, colour, crop), lambda s: RawCrops([s.frame()], colour, crop)
+            )
+            self._photos = drawn(
+                "srgb", lambda: PhotoCrops(sources.photos, crop), lambda s: PhotoCrops([_photo(s)], crop)
+            )
             if config.pseudo > 0 or experts:  # experts see a target beside the reference rendering of its raw
                 self._pseudo = PseudoRaws(sources.frames, alignment, colour)
-        if config.paired and "pairs" in sources.shards:
+        if config.paired or sources.pairs:
 
-            def both(sample: ShardSample) -> RawCrops:
-                frame, truth = _read_pair(sample)
-                return RawCrops([frame], colour, crop, [_prepared(frame, truth, config, moved, moved)])
+            def crops_of(pairs: Sequence[PairLike]) -> RawCrops:
+                both = [_read_pair(pair) for pair in pairs]
+                found = [isinstance(pair, HeldPair) and pair.found for pair in pairs]
+                masked = moved or any(found)
+                truths = [
+                    _prepared(frame, truth, config, moved or alone, masked)
+                    for (frame, truth), alone in zip(both, found, strict=True)
+                ]
+                return RawCrops([frame for frame, _ in both], colour, crop, truths)
 
-            self._pairs = _Drawn(Window(stream("pairs"), config.window, both), share / config.reuse)
-        elif sources.pairs:
-            frames = [pair.frame() for pair in sources.pairs]
-            found = [isinstance(pair, HeldPair) and pair.found for pair in sources.pairs]
-            masked = moved or any(found)
-            truths = [
-                _prepared(frame, pair.truth(), config, moved or alone, masked)
-                for frame, pair, alone in zip(frames, sources.pairs, found, strict=True)
-            ]
-            self._pairs = _Drawn([RawCrops(frames, colour, crop, truths)])
+            self._pairs = drawn("pairs", lambda: crops_of(sources.pairs), lambda s: crops_of([s]))
 
     def at(self, step: int) -> Batch:
         """This rank's part of the batch of one step."""
@@ -349,7 +415,7 @@ class Batches:
         return Batch(raw_v, raw_t, target, tuple(indices), pseudo, pair_raw, pair_truth, pair_mask)
 
     def skipped(self) -> list[str]:
-        """What of the shards was left out so far, a line each."""
+        """What of the streams was left out so far, a line each."""
         return [
             line for drawn in (self._raws, self._photos, self._pairs) if drawn is not None for line in drawn.skipped()
         ]
@@ -379,7 +445,7 @@ class Batches:
 
 
 class _Drawn(Generic[C]):
-    """Crops to draw from: of a folder, or of the window of a shard set, which moves `pace` samples a step."""
+    """Crops to draw from: of a folder in memory, or of a window, which moves `pace` samples a step."""
 
     def __init__(self, source: list[C] | Window[C], pace: float = 0.0) -> None:
         self.source: list[C] | Window[C] = source

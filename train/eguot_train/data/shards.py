@@ -14,32 +14,27 @@ from __future__ import annotations
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from glob import has_magic
 from io import BytesIO
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from eguot_sdk.errors import CorruptRaw, EguotError, OutputError, UsageError
+from eguot_sdk.errors import CorruptRaw, OutputError, UsageError
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import RAW_SUFFIX, TRUTH_SUFFIXES, decode_frame, encode_frame
 from eguot_sdk.raw import RawFrame
 
 from .crops import Picture, load_photo
+from .window import Role, Stream
 
-Role = Literal["raw", "srgb", "pairs"]
-T = TypeVar("T")
 SHARD_BYTES = 512 << 20
 MAX_MEMBER_BYTES = 1 << 30
 MAX_MEMBERS = 1 << 20
 MAX_SHARDS = 1 << 20
-DECODERS = 4
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -159,19 +154,24 @@ class ShardSample:
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Suffix -> offset and size of a member's bytes."""
 
+    @property
+    def label(self) -> str:
+        """Shard and name, for messages."""
+        return f"{self.shard.name}/{self.name}"
+
     def frame(self) -> RawFrame:
         """The raw. Raises RawError."""
-        return decode_frame(self._read(RAW_SUFFIX), self._read(".json"), f"{self.shard.name}/{self.name}")
+        return decode_frame(self._read(RAW_SUFFIX), self._read(".json"), self.label)
 
     def truth(self) -> Picture:
         """The picture, uint8 [H, W, 3] sRGB, as it lies in the file. Raises EguotError."""
         suffix = self._picture()
-        return load_photo(Path(f"{self.shard.name}/{self.name}{suffix}"), BytesIO(self._read(suffix)), upright=False)
+        return load_photo(Path(f"{self.label}{suffix}"), BytesIO(self._read(suffix)), upright=False)
 
     def photo(self) -> Picture:
         """The picture turned upright as its EXIF says."""
         suffix = self._picture()
-        return load_photo(Path(f"{self.shard.name}/{self.name}{suffix}"), BytesIO(self._read(suffix)))
+        return load_photo(Path(f"{self.label}{suffix}"), BytesIO(self._read(suffix)))
 
     def holds(self, role: Role) -> bool:
         """Whether it has what a role needs."""
@@ -184,10 +184,10 @@ class ShardSample:
 
     def _read(self, suffix: str) -> bytes:
         if suffix not in self.members:
-            raise CorruptRaw(f"{self.shard.name}/{self.name}: its {self.name}{suffix} is missing")
+            raise CorruptRaw(f"{self.label}: its {self.name}{suffix} is missing")
         offset, size = self.members[suffix]
         if size > MAX_MEMBER_BYTES:
-            raise CorruptRaw(f"{self.shard.name}/{self.name}{suffix}: {size} bytes are too many for one member")
+            raise CorruptRaw(f"{self.label}{suffix}: {size} bytes are too many for one member")
         try:
             with open(self.shard, "rb") as file:
                 file.seek(offset)
@@ -195,7 +195,7 @@ class ShardSample:
         except OSError as error:
             raise CorruptRaw(f"{self.shard}: cannot be read ({error.strerror or error})") from error
         if len(data) < size:
-            raise CorruptRaw(f"{self.shard.name}/{self.name}{suffix}: the shard ends inside it")
+            raise CorruptRaw(f"{self.label}{suffix}: the shard ends inside it")
         return data
 
 
@@ -233,7 +233,7 @@ def _split(member: str) -> tuple[str, str | None]:
     return name, None
 
 
-class ShardStream:
+class ShardStream(Stream[ShardSample]):
     """The samples of a set in the endless order of a seed: epoch after epoch, shards and samples shuffled in each.
 
     `position` counts samples from the start of the run, for rank `rank` of `world` every `world`-th one, so ranks
@@ -241,13 +241,10 @@ class ShardStream:
     """
 
     def __init__(self, files: list[Path], role: Role, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:
-        self._files, self._role, self._seed = files, role, seed
-        self._rank, self._world = rank, world
+        super().__init__(role, seed=seed, rank=rank, world=world)
+        self._files = files
         self._indices: OrderedDict[Path, list[ShardSample]] = OrderedDict()
         self._counts: dict[Path, int] = {}
-        self._known: set[str] = set()
-        self.skipped: list[str] = []
-        """One line per damaged sample or shard met so far."""
         self._at = (0, 0, 0)  # epoch, shard in its order, samples of all ranks before that shard
         self._order = self._shuffled(len(files), 0)
 
@@ -275,12 +272,6 @@ class ShardStream:
                 epoch, place = epoch + 1, 0
                 self._order = self._shuffled(len(self._files), epoch)
 
-    def skip(self, line: str) -> None:
-        """Note a problem, once."""
-        if line not in self._known:
-            self._known.add(line)
-            self.skipped.append(line)
-
     def _index(self, shard: Path) -> list[ShardSample]:
         if shard not in self._indices:
             samples, problem = read_index(shard, self._role)
@@ -290,41 +281,3 @@ class ShardStream:
             while len(self._indices) > 2:
                 self._indices.popitem(last=False)
         return self._indices[shard]
-
-    def _shuffled(self, count: int, *key: int) -> NDArray[np.int64]:
-        code = ("raw", "srgb", "pairs").index(self._role)
-        return np.random.default_rng([self._seed, code, *key]).permutation(count)
-
-
-class Window(Generic[T]):
-    """The part of a stream that is in memory: `size` samples, decoded once, the oldest replaced by the next.
-
-    `at(first)` holds positions first .. first + size - 1, without the damaged ones, whatever was asked before: a window
-    is a function of its position. `decode` makes of a sample what is drawn from, and raises EguotError.
-    """
-
-    def __init__(self, stream: ShardStream, size: int, decode: Callable[[ShardSample], T]) -> None:
-        self.stream, self.size = stream, size
-        self._decode = decode
-        self._held: dict[int, T | None] = {}
-
-    def at(self, first: int) -> list[T]:
-        """What the window holds at a position. Raises UsageError where all of it is damaged."""
-        wanted = range(first, first + self.size)
-        self._held = {position: kept for position, kept in self._held.items() if position in wanted}
-        new = [(position, self.stream.sample(position)) for position in wanted if position not in self._held]
-        with ThreadPoolExecutor(DECODERS) as pool:
-            for (position, sample), decoded in zip(new, pool.map(self._try, [s for _, s in new]), strict=True):
-                if isinstance(decoded, EguotError):
-                    self.stream.skip(f"{sample.shard.name}/{sample.name}: {decoded}")
-                self._held[position] = None if isinstance(decoded, EguotError) else decoded
-        whole = [kept for kept in self._held.values() if kept is not None]
-        if not whole:
-            raise UsageError(f"{self.size} samples of shards in a row are unusable, first: {self.stream.skipped[0]}")
-        return whole
-
-    def _try(self, sample: ShardSample) -> T | EguotError:
-        try:
-            return self._decode(sample)
-        except EguotError as error:
-            return error

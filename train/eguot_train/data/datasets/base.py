@@ -67,6 +67,11 @@ class Item:
     """Of the raw; None where the file says itself."""
 
     @property
+    def label(self) -> str:
+        """Its name, for messages."""
+        return self.name
+
+    @property
     def paired(self) -> bool:
         """Whether there are both a raw and the picture it should become."""
         return self.raw is not None and self.photo is not None
