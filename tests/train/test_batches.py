@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ import torch
 from eguot_sdk.errors import UsageError
 from eguot_sdk.pairs import list_pairs
 from eguot_train.config import TrainConfig
+from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources, pictures
 from eguot_train.data.shards import Sample, write_shards
 from eguot_train.reference import Alignment
 
+TWO_RAWS = 2 * 72 * 88 * 2
+"""Bytes of two of the raws of `folders`, which hold three: less than three of its photos, or one pair."""
 FIELDS = ("raw_v", "raw_t", "target", "pseudo", "pair_raw", "pair_truth")
 
 
@@ -152,9 +156,20 @@ def shards_of(folders: dict[str, str], out: Path) -> dict[str, str]:
     return {role: str(out / role) for role in ("raw", "srgb", "pairs")}
 
 
+def streamed_of(folders: dict[str, str], out: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Sets that are read while training: shards, or copies of the folders, which are too large from now on."""
+    if kind == "shards":
+        return shards_of(folders, out)
+    monkeypatch.setattr(batches_module, "HELD_BYTES", TWO_RAWS)
+    return {role: str(shutil.copytree(folder, out / role)) for role, folder in folders.items()}
+
+
+@pytest.mark.parametrize("kind", ["shards", "folders"])
 @pytest.mark.parametrize("mode", ["unpaired", "paired", "mixed"])
-def test_batches_from_shards_depend_on_the_step_alone(mode: str, folders: dict[str, str], tmp_path: Path) -> None:
-    sets = shards_of(folders, tmp_path)
+def test_streamed_batches_depend_on_the_step_alone(
+    mode: str, kind: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sets = streamed_of(folders, tmp_path, kind, monkeypatch)
     config = TrainConfig(mode=mode, batch=2, crop=24, transport=0.0, window=2, reuse=1, **sets)  # type: ignore[arg-type]
     sources = load_sources(config)
     one, other = (Batches(config, sources, Alignment()) for _ in range(2))
@@ -168,10 +183,15 @@ def test_batches_from_shards_depend_on_the_step_alone(mode: str, folders: dict[s
     assert not equal(*ranks)
 
 
-def test_a_window_sees_the_whole_set_and_its_damage(folders: dict[str, str], tmp_path: Path) -> None:
-    """Every crop of the shards lies in one of the pairs; a damaged sample is told and left out."""
-    sets = shards_of(folders, tmp_path)
-    broken = sorted((tmp_path / "pairs").iterdir())[1]
+@pytest.mark.parametrize("kind", ["shards", "folders"])
+def test_a_window_sees_the_whole_set_and_its_damage(
+    kind: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every crop lies in one of the pairs; a damaged sample is told and left out."""
+    sets = streamed_of(folders, tmp_path, kind, monkeypatch)
+    if kind == "folders":
+        monkeypatch.setattr(batches_module, "HELD_BYTES", 72 * 88 * 5)
+    broken = sorted((tmp_path / "pairs").glob("*.tar" if kind == "shards" else "*_raw.png"))[1]
     data = bytearray(broken.read_bytes())
     data[600:1200] = bytes(600)
     broken.write_bytes(data)
@@ -189,4 +209,28 @@ def test_a_window_sees_the_whole_set_and_its_damage(folders: dict[str, str], tmp
             seen.update(holders)
     assert seen == {0, 2}
     (line,) = batches.skipped()
-    assert line.startswith(f"{broken.name}/scene1: ")
+    assert line.startswith(f"{broken.name}/scene1: " if kind == "shards" else "scene1: ")
+
+
+def test_a_folder_too_large_for_memory_is_streamed(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same crops' pictures either way, no more in memory than the limit, and another hash for another size."""
+    config = TrainConfig(mode="unpaired", batch=2, crop=24, transport=0.0, raw=folders["raw"], srgb=folders["srgb"])
+    whole = load_sources(config)
+    assert whole.streamed == {}
+    monkeypatch.setattr(batches_module, "HELD_BYTES", TWO_RAWS)
+    sources = load_sources(config)
+    assert set(sources.streamed) == {"raw", "srgb"}
+    assert {role: s.window for role, s in sources.streamed.items()} == {"raw": 2, "srgb": 2}
+    assert any(line.startswith("raw: 3 take") for line in sources.notes)
+    assert sources.photo_names == ["", ""]
+    order = [sources.streamed["raw"].open(0, 1).sample(i).name for i in range(9)]
+    assert all(sorted(order[e : e + 3]) == sorted({*order}) for e in (0, 3, 6))
+    both = [sources.streamed["raw"].open(r, 2).sample(i).name for i in range(4) for r in range(2)]
+    assert both == order[:8]
+    copied = Path(shutil.copytree(folders["raw"], tmp_path / "raw"))
+    same = replace(config, raw=str(copied))
+    assert load_sources(same).hashes == sources.hashes
+    (copied / "scene0.dng").write_bytes((copied / "scene0.dng").read_bytes() + b"\0")
+    assert load_sources(same).hashes["raw"] != sources.hashes["raw"]

@@ -24,6 +24,7 @@ from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_train import trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
 from eguot_train.config import MODES, Mode, TrainConfig
+from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources
 from eguot_train.evaluate import evaluate_model
 from eguot_train.losses import pair_loss, supervised_loss
@@ -262,11 +263,13 @@ class Stop(Exception):
     """Stands for a power cut."""
 
 
-@pytest.mark.parametrize("mode", ["unpaired", "mixed"])
+@pytest.mark.parametrize(("mode", "held_bytes"), [("unpaired", None), ("mixed", None), ("mixed", 1)])
 def test_a_resumed_run_is_the_unbroken_one(
-    mode: Mode, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, held_bytes: int | None, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped before the first checkpoint, and again after it: weights, optimisers and log equal to the last bit."""
+    if held_bytes is not None:  # every folder is then streamed
+        monkeypatch.setattr(batches_module, "HELD_BYTES", held_bytes)
     monkeypatch.setattr(trainer, "LOG_EVERY", 1)
     config = tiny(mode, folders, steps=7, checkpoint_every=3, r1_every=2)
     unbroken = train(config, tmp_path / "unbroken", echo=quietly)

@@ -246,7 +246,7 @@ def _stream_items(
     """Note that a folder is streamed, and read what its order begins with. `each`: bytes of an item in memory."""
     folder = Path(str(getattr(config, role)))
     sizes = ((path.relative_to(folder).as_posix(), path.stat().st_size) for i in items for path in i.files())
-    size = max(1, min(config.window, HELD_BYTES // each))
+    size = max(2, min(config.window, HELD_BYTES // each))
     total = len(items) * each / 1e9
     sources.notes.append(f"{role}: {len(items)} take {total:.1f} GB of memory, so {size} at a time are read on the way")
     return _stream(sources, role, partial(_item_stream, items, role, config.seed), size, sizes, glance)
