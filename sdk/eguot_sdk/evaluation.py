@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -45,6 +46,8 @@ MAX_DB = 100.0
 Picture = NDArray[np.uint8]
 Render = Callable[[RawFrame], Picture]
 """A frame -> uint8 sRGB [H, W, 3] of the size of its mosaic."""
+Perceptual = Callable[[Picture, Picture], float | None]
+"""Picture and truth -> their LPIPS, or None where they are too small. Picklable, and safe to call from threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +63,12 @@ class ImageScore:
     """None: too small for it, or not defined under the protocol."""
     matched: float | None = None
     """Share of the pixels compared, protocol `aligned`; where nothing matched all were, and it is 0."""
+    lpips: float | None = None
+    """None: too small for it, or without weights."""
 
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
-ALL_METRICS = (*METRICS, "ms_ssim", "matched")
+ALL_METRICS = (*METRICS, "ms_ssim", "matched", "lpips")
 DRAWS = 2000
 LEAST_MATCHED = 0.01
 
@@ -100,12 +105,16 @@ class Evaluation:
         return [score.name for score in sorted(self.scores, key=lambda s: s.psnr_db)[:count]]
 
     def write_csv(self, path: Path) -> Path:
-        """One row per image under a header row; the folder is made if absent. Raises OutputError."""
+        """One row per image under a header row; the folder is made if absent. Raises OutputError.
+
+        Without weights for LPIPS there is no such column.
+        """
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(("name", *ALL_METRICS))
+        columns = [m for m in ALL_METRICS if m != "lpips" or any(score.lpips is not None for score in self.scores)]
+        rows.writerow(("name", *columns))
         for score in self.scores:
-            values = (getattr(score, metric) for metric in ALL_METRICS)
+            values = (getattr(score, metric) for metric in columns)
             rows.writerow((score.name, *("n/a" if value is None else f"{value:.6f}" for value in values)))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,7 +134,12 @@ def bootstrap_interval(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def evaluate(
-    render: Render, pairs: Sequence[PairLike], *, label: str = "evaluate", protocol: Protocol = "plain"
+    render: Render,
+    pairs: Sequence[PairLike],
+    *,
+    label: str = "evaluate",
+    protocol: Protocol = "plain",
+    perceptual: Perceptual | None = None,
 ) -> Evaluation:
     """Score `render` on pairs, with a progress bar on stderr. Raises EguotError naming the pair that failed.
 
@@ -136,7 +150,8 @@ def evaluate(
     workers = os.cpu_count() or 1
     with ThreadPoolExecutor(workers) as pool:
         try:
-            scores = tuple(_scores(render, pairs, pool, waiting=workers, label=label, protocol=protocol))
+            score = partial(score_image, protocol=protocol, perceptual=perceptual)
+            scores = tuple(_scores(render, pairs, pool, score, waiting=workers, label=label))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -149,6 +164,7 @@ def evaluate_each(
     *,
     label: str = "evaluate",
     protocol: Protocol = "plain",
+    perceptual: Perceptual | None = None,
     workers: int | None = None,
 ) -> Evaluation:
     """Score pairs in processes, one a core, and say how alike the sets of pictures are; a bar on stderr shows how far.
@@ -159,16 +175,17 @@ def evaluate_each(
     scores, problems = [], []
     pictures, truths = PictureSet(), PictureSet()
     whole = True
+    score = partial(score_image, protocol=protocol, perceptual=perceptual)
     results = map_processes(
-        _score_there, pairs, workers=workers, initializer=_open_there, arguments=(open_render, protocol)
+        _score_there, pairs, workers=workers, initializer=_open_there, arguments=(open_render, score)
     )
     with progress_bar(len(pairs), label=label) as bar:
         for result in results:
             if isinstance(result, str):
                 problems.append(result)
             else:
-                score, of_picture, of_truth = result
-                scores.append(score)
+                of_pair, of_picture, of_truth = result
+                scores.append(of_pair)
                 if of_picture is None or of_truth is None:
                     whole = False
                 else:
@@ -181,18 +198,18 @@ def evaluate_each(
 
 
 _THERE: dict[str, Any] = {}
-"""Of a worker process: how it renders, and the protocol."""
+"""Of a worker process: how it renders, and how it scores."""
 
 
-def _open_there(open_render: Callable[[], Render], protocol: Protocol) -> None:
-    _THERE.update(render=open_render(), protocol=protocol)
+def _open_there(open_render: Callable[[], Render], score: Callable[[str, Picture, Picture], ImageScore]) -> None:
+    _THERE.update(render=open_render(), score=score)
 
 
 def _score_there(pair: PairLike) -> tuple[ImageScore, PictureSummary | None, PictureSummary | None] | str:
     try:
         picture = _THERE["render"](_as_sensor(pair.frame()))
         truth = pair.truth()
-        score = score_image(pair.name, picture, truth, _THERE["protocol"])
+        score = _THERE["score"](pair.name, picture, truth)
     except UsageError:
         raise
     except EguotError as error:
@@ -207,14 +224,20 @@ def _as_sensor(frame: RawFrame) -> RawFrame:
 
 
 def _scores(
-    render: Render, pairs: Sequence[PairLike], pool: ThreadPoolExecutor, *, waiting: int, label: str, protocol: Protocol
+    render: Render,
+    pairs: Sequence[PairLike],
+    pool: ThreadPoolExecutor,
+    score: Callable[[str, Picture, Picture], ImageScore],
+    *,
+    waiting: int,
+    label: str,
 ) -> Iterator[ImageScore]:
     """Scores in the order of the pairs; at most `waiting` rendered pictures are held."""
     running: deque[Future[ImageScore]] = deque()
     with progress_bar(pairs, label=label) as bar:
         for pair in pairs:
             picture = render(_as_sensor(pair.frame()))
-            running.append(pool.submit(score_image, pair.name, picture, pair.truth(), protocol))
+            running.append(pool.submit(score, pair.name, picture, pair.truth()))
             if len(running) > waiting:
                 yield running.popleft().result()
                 bar.update()
@@ -223,14 +246,20 @@ def _scores(
             bar.update()
 
 
-def score_image(name: str, picture: Picture, truth: Picture, protocol: Protocol = "plain") -> ImageScore:
+def score_image(
+    name: str,
+    picture: Picture,
+    truth: Picture,
+    protocol: Protocol = "plain",
+    perceptual: Perceptual | None = None,
+) -> ImageScore:
     """All metrics of one image; both uint8 sRGB [H, W, 3]. Raises EguotError where the sizes differ."""
     if protocol == "ntire26" and picture.shape != truth.shape:
         truth = _resized(truth, picture.shape[:2])
     if picture.shape != truth.shape:
         raise EguotError(f"pair {name}: the picture is {list(picture.shape)}, the truth {list(truth.shape)}")
     if protocol == "aligned":
-        return _aligned_score(name, picture, truth)
+        return _aligned_score(name, picture, truth, perceptual)
     return ImageScore(
         name=name,
         psnr_db=min(psnr(picture, truth), MAX_DB),
@@ -238,15 +267,19 @@ def score_image(name: str, picture: Picture, truth: Picture, protocol: Protocol 
         de2000=delta_e_2000(picture, truth),
         psnr_affine_db=min(psnr_affine(picture, truth), MAX_DB),
         ms_ssim=ms_ssim(picture, truth),
+        lpips=perceptual(picture, truth) if perceptual is not None else None,
     )
 
 
-def _aligned_score(name: str, picture: Picture, truth: Picture) -> ImageScore:
-    """Against the registered truth, over the matched pixels; over all, as they lie, where hardly any matched."""
+def _aligned_score(name: str, picture: Picture, truth: Picture, perceptual: Perceptual | None) -> ImageScore:
+    """Against the registered truth, over the matched pixels; over all, as they lie, where hardly any matched.
+
+    For LPIPS, which needs a whole picture, the others are black in both.
+    """
     warped, mask = register(picture, truth)
     matched = float(mask.mean())
     if matched < LEAST_MATCHED:
-        score = score_image(name, picture, truth)
+        score = score_image(name, picture, truth, perceptual=perceptual)
         return dataclasses.replace(score, ms_ssim=None, matched=0.0)
     seen, wanted = picture[mask][:, None], warped[mask][:, None]
     return ImageScore(
@@ -256,6 +289,7 @@ def _aligned_score(name: str, picture: Picture, truth: Picture) -> ImageScore:
         de2000=delta_e_2000(seen, wanted),
         psnr_affine_db=min(psnr_affine(seen, wanted), MAX_DB),
         matched=matched,
+        lpips=perceptual(picture * mask[..., None], warped * mask[..., None]) if perceptual is not None else None,
     )
 
 

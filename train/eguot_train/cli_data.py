@@ -123,6 +123,12 @@ def prepare(folder: Path, out: Path, unpaired: bool, cluster: str | None) -> Non
     "--out", type=click.Path(path_type=Path), help="Folder for the CSV.  [default: the run, or beside the file]"
 )
 @click.option("--worst", type=click.Path(path_type=Path), metavar="PICTURE", help="Draw the ten worst (JPEG).")
+@click.option(
+    "--lpips",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder with alexnet-owt-7be5be79.pth and alex.pth.  [default: torch's cache and installed packages]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def evaluate(
     model: str,
@@ -132,17 +138,19 @@ def evaluate(
     protocol: Protocol,
     out: Path | None,
     worst: Path | None,
+    lpips: Path | None,
     as_json: bool,
 ) -> None:
     """Score a run folder, an ISP file or `default`.
 
     On pairs: PSNR, SSIM, MS-SSIM, CIEDE2000, PSNR after the affine colour map that fits each image best, with 95%
-    intervals over images; a CSV holds every image. On --raw and --srgb: how alike the two sets look. LPIPS is n/a: its
-    weights do not come along.
+    intervals over images, and LPIPS where its weights lie on this machine (none are downloaded); a CSV holds every
+    image. On --raw and --srgb: how alike the two sets look.
     """
     from eguot_sdk.errors import EguotError
 
     from . import evaluate as scoring
+    from .lpips import Lpips
 
     if (pairs is None) == (raw is None or srgb is None):
         raise click.UsageError("give --pairs, or --raw and --srgb")
@@ -157,7 +165,7 @@ def evaluate(
             _tell_likeness(found)
         return
     items, notes = scoring.pairs_to_score(pairs)
-    evaluation = scoring.evaluate_model(model, items, protocol=protocol)
+    evaluation = scoring.evaluate_model(model, items, protocol=protocol, lpips=Lpips.find(lpips))
     problems = evaluation.skipped
     for line in (*notes, *(f"skipped: {problem}" for problem in problems)):
         click.echo(line, err=True)
@@ -165,7 +173,7 @@ def evaluate(
     if worst is not None:
         scoring.worst_sheet(worst, model, items, evaluation)
     if as_json:
-        facts = evaluation.summary() | {"lpips": None, "csv": str(csv), "skipped": list(problems)}
+        facts = {"lpips": None} | evaluation.summary() | {"csv": str(csv), "skipped": list(problems)}
         click.echo(json.dumps(facts | ({"worst": str(worst)} if worst else {}), indent=1))
     else:
         click.echo(f"{model} on {len(evaluation.scores)} images of {pairs}, protocol {evaluation.protocol}")
@@ -184,13 +192,13 @@ def _tell_scores(evaluation: Evaluation) -> None:
         ("MS-SSIM", "ms_ssim", "", 4),
         ("CIEDE2000", "de2000", "", 2),
         ("pixels matched", "matched", "", 3),
+        ("LPIPS, AlexNet", "lpips", "", 4),
     ):
         if metric in facts:
             low, high = facts["intervals_95"][metric]
             click.echo(f"  {title:<17} {facts[metric]:7.{digits}f}{unit:<3}  [{low:.{digits}f}, {high:.{digits}f}]")
-        elif metric == "ms_ssim":
+        elif metric != "matched":
             click.echo(f"  {title:<17}     n/a")
-    click.echo(f"  {'LPIPS':<17}     n/a  (no weights)")
     _tell_likeness(evaluation.likeness)
 
 

@@ -23,6 +23,7 @@ from eguot_sdk.progress import progress_bar
 
 from .data.datasets import open_dataset, pairs_of, photos_of, raws_of
 from .data.shards import is_shards, read_index, shard_files
+from .lpips import Lpips
 
 DEFAULT = "default"
 """Names the ISP inside the package."""
@@ -48,11 +49,16 @@ def pairs_to_score(folder: str | Path) -> tuple[list[PairLike], list[str]]:
 
 
 def evaluate_model(
-    model: str | Path, pairs: Path | Sequence[PairLike], *, protocol: Protocol = "plain", workers: int | None = None
+    model: str | Path,
+    pairs: Path | Sequence[PairLike],
+    *,
+    protocol: Protocol = "plain",
+    lpips: Lpips | None = None,
+    workers: int | None = None,
 ) -> Evaluation:
     """Score a run folder, an ISP file or `default` on pairs or the folder of some. Raises EguotError.
 
-    Many pairs are shared out to processes, a few are scored here.
+    Many pairs are shared out to processes, a few are scored here. `lpips`: among the metrics where it is given.
     """
     if isinstance(pairs, Path):
         pairs, _ = pairs_to_score(pairs)
@@ -61,9 +67,14 @@ def evaluate_model(
     render = open_render()  # a model that cannot be opened is told before processes start
     if len(pairs) >= MANY or workers is not None:
         return evaluate_each(
-            partial(render_of, model, threads=1), pairs, label=label, protocol=protocol, workers=workers
+            partial(render_of, model, threads=1),
+            pairs,
+            label=label,
+            protocol=protocol,
+            perceptual=lpips,
+            workers=workers,
         )
-    return evaluate(render, pairs, label=label, protocol=protocol)
+    return evaluate(render, pairs, label=label, protocol=protocol, perceptual=lpips)
 
 
 def render_of(model: str | Path, threads: int | None = None) -> Render:
