@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .schema import Machine, to_dict
 
+SYS = Path("/sys")
 TOOLS = ("eguot-sdk", "numpy", "rawpy", "ai-edge-litert", "tflite-runtime")
 
 
@@ -28,7 +29,7 @@ def this_machine() -> Machine:
         soc=board_name(),
         cores=usable_cores(),
         memory_mb=round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6) if pages > 0 else None,
-        governor=_text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        governor=_text(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         python=platform.python_version(),
         packages={name: version for name in TOOLS if (version := _version(name)) is not None},
         delegates=delegates(),
@@ -51,8 +52,8 @@ def cpu_name() -> str:
 
 def board_name() -> str | None:
     """What the board says it is, by its device tree or its maker's table."""
-    for path in ("/sys/firmware/devicetree/base/model", "/sys/devices/virtual/dmi/id/product_name"):
-        if found := (_text(Path(path)) or "").strip("\0 "):
+    for path in ("firmware/devicetree/base/model", "devices/virtual/dmi/id/product_name"):
+        if found := (_text(SYS / path) or "").strip("\0 "):
             return found if emulator() is None else None
     return None
 
@@ -97,15 +98,14 @@ def delegates() -> tuple[str, ...]:
 
 def temperature_c() -> float | None:
     """Of the hottest thermal zone."""
-    values = [int(t) / 1e3 for p in Path("/sys/class/thermal").glob("thermal_zone*/temp")
-              if (t := _text(p) or "").lstrip("-").isdecimal()]  # fmt: skip
-    return max((v for v in values if -50 < v < 200), default=None)
+    zones = (_number(path) for path in (SYS / "class/thermal").glob("thermal_zone*/temp"))
+    return max((t / 1e3 for t in zones if t is not None and -50e3 < t < 200e3), default=None)
 
 
 def frequency_mhz() -> float | None:
-    """Of the first core, now."""
-    text = _text(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")) or ""
-    return int(text) / 1e3 if text.isdecimal() else None
+    """Of the fastest core, now: on a processor with large and small cores, that of a large one."""
+    cores = (SYS / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    return max((f / 1e3 for path in cores if (f := _number(path)) is not None), default=None)
 
 
 class EnergyMeter:
@@ -113,12 +113,12 @@ class EnergyMeter:
 
     def __init__(self) -> None:
         self._start = time.monotonic()
-        self._counters = [
-            p for p in Path("/sys/class/powercap").glob("intel-rapl:*/energy_uj") if _number(p) is not None
-        ]
-        self._counters = [p for p in self._counters if p.parent.name.count(":") == 1]  # packages, not their parts
+        zones = sorted((SYS / "class/powercap").glob("intel-rapl:*"))  # AMD's processors have that name too
+        # Packages: not their parts, and not `psys`, which is the whole board and would count them twice.
+        packages = [z / "energy_uj" for z in zones if (_text(z / "name") or "").startswith("package")]
+        self._counters = [path for path in packages if _number(path) is not None]
         self._before = [_number(p) or 0.0 for p in self._counters]
-        supplies = sorted(Path("/sys/class/power_supply").glob("*"))
+        supplies = sorted((SYS / "class/power_supply").glob("*"))
         self._supply = next((p for p in supplies if _supply_watts(p) is not None), None)
         self._watts: list[float] = []
 
@@ -132,8 +132,12 @@ class EnergyMeter:
         if self._counters:
             used = 0.0
             for path, before in zip(self._counters, self._before, strict=True):
-                wrap = _number(path.parent / "max_energy_range_uj") or 0.0
-                used += (((_number(path) or before) - before) % (wrap or float("inf"))) / 1e6
+                now, wrap = _number(path), _number(path.parent / "max_energy_range_uj")
+                if now is None:
+                    return None
+                if now < before:  # the counter began again at zero
+                    now += wrap or 0.0
+                used += max(now - before, 0.0) / 1e6
             return used, "RAPL package"
         if self._watts and self._supply is not None:
             return sum(self._watts) / len(self._watts) * (time.monotonic() - self._start), self._supply.name
@@ -141,6 +145,9 @@ class EnergyMeter:
 
 
 def _supply_watts(supply: Path) -> float | None:
+    """Power that is drawn from a supply; None for one that does not tell, and for a battery that is not in use."""
+    if _text(supply / "type") == "Battery" and _text(supply / "status") != "Discharging":
+        return None  # what flows is what charges it
     power = _number(supply / "power_now")
     if power:
         return abs(power) / 1e6
@@ -149,8 +156,10 @@ def _supply_watts(supply: Path) -> float | None:
 
 
 def _number(path: Path) -> float | None:
-    text = (_text(path) or "").lstrip("-")
-    return float(text) if text.isdecimal() else None
+    try:
+        return float(int(_text(path) or ""))
+    except ValueError:
+        return None
 
 
 def _cpuinfo(wanted: str) -> str | None:

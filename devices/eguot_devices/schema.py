@@ -111,7 +111,7 @@ class Sustained:
     """Hottest thermal zone at the start."""
     last_temperature_c: float | None
     first_frequency_mhz: float | None
-    """Of the first core."""
+    """Of the fastest core."""
     last_frequency_mhz: float | None
 
 

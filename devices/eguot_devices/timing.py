@@ -31,18 +31,18 @@ def repeat(
 ) -> Latency:
     """Time `call` once, then again and again until the median is known to within 2 %, or `seconds` have passed.
 
-    At least `min_runs` runs are asked for; where they do not fit into `seconds` there are fewer, but one at least.
-    `on_run` is called with the number of runs after each, outside the timed part.
+    At least `min_runs` runs are asked for. No run is begun that would end after `seconds` if it took as long as the
+    one before it: of slow things there are fewer runs, or none but the first. `on_run` is called with the number of
+    runs after each, outside the timed part.
     """
-    first_ms = _timed_ms(call)
+    end = time.monotonic() + seconds
+    last_ms = first_ms = _timed_ms(call)
     on_run(1)
     samples: list[float] = []
-    end = time.monotonic() + seconds
-    while len(samples) < (max_runs or MAX_RUNS):
-        samples.append(_timed_ms(call))
+    while len(samples) < (max_runs or MAX_RUNS) and time.monotonic() + last_ms / 1e3 <= end:
+        last_ms = _timed_ms(call)
+        samples.append(last_ms)
         on_run(1 + len(samples))
-        if time.monotonic() >= end:
-            break
         if len(samples) >= min_runs and len(samples) % CHECK_EVERY == 0 and _known_well(samples):
             break
     return summarise(first_ms, samples)

@@ -1,4 +1,4 @@
-"""Makes examples/report/report.*: four networks x three precisions on two devices, from shipped photos alone.
+"""Makes examples/report/report.*: six networks x three precisions on two devices, from shipped photos alone.
 
     make board && python examples/report/make.py --out runs/report
 
@@ -36,12 +36,12 @@ from make_board import find_board  # noqa: E402
 from ssh_boards import ssh_board  # noqa: E402
 
 PHOTOS = ROOT / "examples" / "photos"
-NETWORKS = ("robustisp", "efficientisp", "qisp-s", "qisp-m")
+NETWORKS = ("robustisp", "efficientisp", "lan", "qisp-s", "qisp-m", "qisp-l")
 PRECISIONS = ("fp32", "fp16", "w8a8")
 STEPS = 400
 DEVICES = ("local", "ssh://board")
-MAX_SECONDS = 240.0
-"""For each device: the speed runs of twelve models share it."""
+MAX_SECONDS = 300.0
+"""For each device: the speed runs of eighteen files share it."""
 TEST_IMAGES, TEST_HEIGHT, TEST_WIDTH = 6, 96, 128
 """Few and small: the second device may be an emulated one."""
 

@@ -271,7 +271,15 @@ class ISP:
     def _run_tile(self, runtime: Runtime, job: _Job, core: tuple[int, int]) -> None:
         tiling, crop = job.tiling, job.ingest.crop
         height, width = tiling.input_size
-        runtime.resize(height, width)
+        try:
+            runtime.resize(height, width)
+        except IspFileError as error:
+            if not self.spec.global_context:
+                raise
+            raise IspFileError(
+                f"ISP {self.spec.name!r} looks at the whole frame at once and cannot take one of "
+                f"{job.rgb.shape[1]} x {job.rgb.shape[0]}: it may be too small ({error})"
+            ) from error
         job.ingest.fill(runtime.input()[0], core[0] - tiling.halo, core[1] - tiling.halo)
         runtime.invoke()
         to_rows, from_rows = self._place(core[0], tiling.core[0], crop[0], job.rgb.shape[0], tiling.halo)

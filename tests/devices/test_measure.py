@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from samples import job
 
+from eguot_devices import measure as measuring
+from eguot_devices import operators as operating
+from eguot_devices import timing
 from eguot_devices.judge import read_picture
 from eguot_devices.measure import GOLDEN_OUTPUT, golden_output, measure, synthetic_frame
+from eguot_devices.schema import Latency
 from eguot_devices.timing import MIN_PERCENTILE_RUNS
 from eguot_sdk.errors import IspFileError, UsageError
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import read_raw
+from eguot_sdk.runtimes.litert import LiteRtRuntime
 
 
 def test_the_synthetic_mosaic_is_the_same_everywhere() -> None:
@@ -105,3 +111,85 @@ def test_a_delegate_reaches_the_runtime(shipped: Path, tmp_path: Path) -> None:
     asked = job(shipped / "tiny.w8a8.tflite", tmp_path, delegate=str(tmp_path / "absent.so"))
     with pytest.raises(UsageError, match=r"absent\.so' is not a file"):
         measure(asked, lambda words: None)
+
+
+class Clock:
+    """Stands in for `time`: stands still but for what networks and frames are said to take."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("tile_s", "frame_s"),
+    [(0.001, 0.02), (0.02, 0.3), (0.5, 4.0), (2.5, 20.0)],
+)
+def test_one_model_stays_within_a_minute_by_default_and_says_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, tmp_path: Path, tile_s: float, frame_s: float
+) -> None:
+    """However much its times scatter, up to a network that takes 20 s a frame."""
+    clock, rng = Clock(), np.random.default_rng(0)
+    for module in (timing, measuring, operating):
+        monkeypatch.setattr(module, "time", clock)
+    spent = {"tile": 0, "frame": 0}
+
+    def takes(what: str, seconds: float) -> Callable[..., object]:
+        def call(*arguments: object, **options: object) -> np.ndarray:
+            clock.now += seconds * rng.uniform(0.7, 1.3)
+            spent[what] += 1
+            return np.zeros((2, 2, 3), np.uint8)
+
+        return call
+
+    monkeypatch.setattr(measuring, "_calm_times", lambda: [1.0, 1.0])
+    invoke = takes("tile", tile_s)
+
+    def best_ms(data: bytes, height: int, width: int) -> float:
+        for _ in range(1 + operating.CUT_RUNS):
+            invoke()
+        return 1.0
+
+    monkeypatch.setattr(LiteRtRuntime, "invoke", invoke)
+    monkeypatch.setattr(ISP, "process", takes("frame", frame_s))
+    monkeypatch.setattr(operating, "_best_ms", best_ms)
+    said: list[str] = []
+    result = measure(job(shipped / "tiny.w8a8.tflite", tmp_path), said.append)
+    assert clock.now <= 60
+    assert result.frame is not None
+    for what, latency in (("tile", result.tile.latency), ("frame", result.frame.latency)):
+        assert latency.runs <= timing.MAX_RUNS
+        assert [w for w in said if w.startswith(f"{what}, run")] == [
+            f"{what}, run {n + 1}" for n in range(latency.runs + 1)
+        ]
+    assert spent["frame"] == result.frame.latency.runs + 1
+    if frame_s < 1:  # what an ordinary ISP takes is known well within that time
+        assert result.tile.latency.runs >= measuring.TILE_RUNS
+        assert result.frame.latency.runs >= measuring.FRAME_RUNS
+
+
+@pytest.mark.parametrize("budget_s", [45.0, 9.0, 0.5])
+def test_a_smaller_budget_shortens_every_part(
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, tmp_path: Path, budget_s: float
+) -> None:
+    asked: list[float] = []
+
+    def note(call: Callable[[], object], *, seconds: float, **rest: object) -> Latency:
+        asked.append(seconds)
+        return timing.summarise(1.0, [])
+
+    monkeypatch.setattr(measuring, "repeat", note)
+    monkeypatch.setattr(measuring, "operators", lambda *where, seconds: asked.append(seconds))
+    monkeypatch.setattr(measuring, "SYNTHETIC_SIZE", (96, 128))
+    measure(job(shipped / "tiny.w8a8.tflite", tmp_path, budget_s=budget_s), lambda words: None)
+    whole = (measuring.TILE_SECONDS, measuring.FRAME_SECONDS, measuring.OPERATOR_SECONDS)
+    assert asked == pytest.approx([s * budget_s / 45 for s in whole])
+    assert sum(asked) <= budget_s

@@ -13,6 +13,7 @@ from eguot_devices.profile import Asked, profile
 from eguot_devices.schema import Machine, ModelProfile
 from eguot_devices.targets import TARGETS
 from eguot_devices.targets.base import Target
+from eguot_sdk import progress
 from eguot_sdk.errors import EguotError, UsageError
 
 
@@ -49,6 +50,21 @@ def test_a_report_names_data_by_name_and_hash(shipped: Path, pairs: Path) -> Non
     assert (report.pairs.name, report.pairs.images) == (pairs.name, 3)
     assert str(shipped) not in str(report)
     assert str(pairs.parent) not in str(report)
+
+
+@pytest.mark.usefixtures("here")
+def test_progress_says_which_model_and_what_is_done_with_it(
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_S", 0.0)  # every line, not one in ten seconds
+    profile([shipped / "tiny.w8a8.tflite", shipped / "tiny.fp32.tflite"])
+    told = capsys.readouterr()
+    assert told.out == ""
+    for i, name in enumerate(("tiny.w8a8.tflite", "tiny.fp32.tflite")):
+        mine = [line for line in told.err.splitlines() if line.startswith(f"profile on local  {i}/2") and name in line]
+        for step in ("tile, run 1", "tile, run 9", "frame, run 9", "operators"):  # first and MAX_RUNS of the fixture
+            assert any(line.endswith(f"{name}: {step}") for line in mine), (step, told.err)
+    assert told.err.splitlines()[-1].startswith("profile on local  2/2")
 
 
 @pytest.mark.usefixtures("here")

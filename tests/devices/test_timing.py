@@ -81,9 +81,14 @@ def test_scattered_times_go_on_until_the_time_is_up(clock: Clock) -> None:
 
 def test_a_slow_thing_has_few_runs_and_says_so(clock: Clock) -> None:
     latency = repeat(takes_ms(clock, endless(4000.0, 3000.0)), seconds=8, min_runs=20, on_run=lambda run: None)
-    assert (latency.first_ms, latency.runs) == (4000.0, 3)
+    assert (latency.first_ms, latency.runs) == (4000.0, 1)
     assert latency.p50_ms is None
     assert latency.p90_ms is None
+
+
+def test_a_first_run_that_takes_all_the_time_stays_the_only_one(clock: Clock) -> None:
+    latency = repeat(takes_ms(clock, endless(9000.0, 1.0)), seconds=8, min_runs=20, on_run=lambda run: None)
+    assert (latency.first_ms, latency.runs, latency.p50_ms, latency.p50_low_ms) == (9000.0, 0, None, None)
 
 
 def test_runs_are_bounded(clock: Clock) -> None:

@@ -354,6 +354,22 @@ def test_an_isp_that_needs_the_whole_frame() -> None:
         ISP(spec, open_one, tile=64).process(frame)
 
 
+def test_a_frame_too_small_for_one_that_looks_at_all_of_it() -> None:
+    """As MicroISP's files do, whose gate strides down further than a small frame goes."""
+
+    class Strided(FakeRuntime):
+        def resize(self, height: int, width: int) -> None:
+            if 1 < min(height, width) < 79:  # 1: at the start
+                raise IspFileError("the model cannot take this input")
+            super().resize(height, width)
+
+    spec = fake_spec().replace(global_context=True)
+    isp = ISP(spec, lambda _: Strided(spec))
+    assert isp.process(make_frame(160, 158)).shape == (160, 158, 3)
+    with pytest.raises(IspFileError, match=r"whole frame at once .* 128 x 156: it may be too small"):
+        isp.process(make_frame(156, 128))
+
+
 def test_a_file_of_one_size() -> None:
     spec = fake_spec().replace(fixed_tile=True, tile=24)
     sizes = set()
