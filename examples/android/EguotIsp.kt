@@ -1,7 +1,8 @@
 // An ISP file on Android without Python: what README, "The ISP spec", asks of a program, in plain Kotlin.
 //
 // Put the .tflite and what `eguot-sdk inspect --json FILE` prints of it into the assets, and make a `Spec` from the JSON
-// (`spec` -> halo, tile, multiple, scale_factor, companding, input, output, color_input). Only int8 files are run here.
+// (`spec` -> halo, tile, multiple, scale_factor, companding, input, output, color_input). Only int8 files are run here,
+// and none whose spec says `global_context`, which must see the whole frame.
 // The arithmetic was compiled and run on a JVM against the Python SDK (tests/examples); it was not run on a phone.
 //
 //     val interpreter = Interpreter(model, Interpreter.Options().setNumThreads(4))        // org.tensorflow.lite

@@ -1,7 +1,8 @@
 // An ISP file on iOS without Python: what README, "The ISP spec", asks of a program, in plain Swift.
 //
-// Bundle the .tflite and what `eguot-sdk inspect --json FILE` prints of it; fill `Spec` from the JSON's `spec`. Only int8
-// files are run here (an .mlpackage of `eguot-sdk convert --format coreml` takes the same planes as a multi-array).
+// Bundle the .tflite and what `eguot-sdk inspect --json FILE` prints of it; fill `Spec` from the JSON's `spec` (`cameraColour`: its
+// `color_input` is `camera`). Only int8 files are run here, and none whose spec says `global_context`, which must see the whole
+// frame (an .mlpackage of `eguot-sdk convert --format coreml` takes the same planes as a multi-array).
 // Was neither compiled nor run: no Swift compiler and no device were at hand. The same arithmetic in Kotlin
 // (examples/android/EguotIsp.kt) is compiled and compared with the Python SDK by the tests; keep the two alike.
 //

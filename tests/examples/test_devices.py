@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import shutil
 import struct
 import subprocess
@@ -15,6 +17,8 @@ import numpy as np
 import pytest
 
 from eguot_sdk import ISP, IspSpec, RawFrame
+from eguot_sdk.isp import DEFAULT_ISP
+from eguot_sdk.ispfile import read_spec
 from eguot_sdk.runtimes.fake import FakeRuntime
 from eguot_sdk.spec import TensorSpec
 
@@ -77,6 +81,49 @@ def test_kotlin_gives_the_picture_of_the_sdk(jar: Path, tmp_path: Path, cfa: str
     assert off.max() <= 4  # the two tables of the SDK differ by that near black
     assert np.mean(off > 0) < 0.02
     assert (argb >> 24 == 255).all()
+
+
+def code(path: str) -> str:
+    return re.sub(r"//.*", "", (EXAMPLES / path).read_text(encoding="utf-8"))
+
+
+def test_swift_says_what_kotlin_says() -> None:
+    """No Swift compiler is at hand: its values and sums at least are those of the Kotlin that is compiled and run."""
+    kotlin, swift = code("android/EguotIsp.kt"), code("ios/EguotIsp.swift")
+
+    def sums(text: str) -> dict[str, str]:
+        text = text.replace("val ", "let ").replace("Math.", "")
+        return {name: value.strip() for name, value in re.findall(r"\blet (\w+) = (.*)", text)}
+
+    for name in ("gain", "core", "side", "row", "col", "at", "period"):
+        assert sums(kotlin)[name] == sums(swift)[name], name
+    for pattern in (
+        r"\bspec(?:\.\w+)+",
+        r"\braw\.\w+",
+        r"m\[\d\] \* \w+(?: \+ m\[\d\] \* \w+)+",  # the matrix on a cell
+        r"\(raw\.\w+ \+ crop\w+ \+ 1\) / 2",
+        r"at\(\d, 2 \* y(?: \+ 1)?, 2 \* x(?: \+ 1)?\)",
+    ):
+        found = set(re.findall(pattern, kotlin))
+        assert found, pattern
+        assert found == set(re.findall(pattern, swift)), pattern
+
+
+@pytest.mark.parametrize("path", ["android/EguotIsp.kt", "ios/EguotIsp.swift"])
+def test_the_examples_read_what_a_spec_holds(path: str) -> None:
+    held = json.loads(read_spec(DEFAULT_ISP).to_json())
+    read = set(re.findall(r"\bspec((?:\.\w+)+)", code(path))) - {".cameraColour"}
+    for name in read:
+        value: Any = held
+        for part in name.strip(".").split("."):
+            key = re.sub(r"([A-Z])", r"_\1", part).lower()
+            assert key in value, name
+            value = value[key]
+    decides = {"halo", "tile", "multiple", "scaleFactor", "companding", "output.scale", "output.zeroPoint"}
+    assert {f".{name}" for name in decides | {"input.scale", "input.zeroPoint"}} == read
+    comment = (EXAMPLES / path).read_text(encoding="utf-8").partition("import ")[0]
+    assert "color_input" in comment
+    assert "global_context" in comment
 
 
 def test_the_java_runtime_gives_what_litert_gives(shipped: Path) -> None:
