@@ -63,10 +63,10 @@ def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, qua
     with written_beside(path) as file:
         if kind == "tiff":
             _write_tiff(file, rgb, exif or {})
-        elif kind == "png" and rgb.dtype == np.uint16:
-            _write_png16(file, rgb, exif or {})
+        elif kind == "png":
+            _write_png(file, rgb, exif or {})
         else:
-            _write_pillow(file, rgb, kind, exif or {}, quality)
+            _write_jpeg(file, rgb, exif or {}, quality)
     return path
 
 
@@ -212,35 +212,38 @@ def _exif_value(name: str, value: Any) -> Any:
     return IFDRational(fraction.numerator, fraction.denominator)
 
 
-def _write_pillow(file: IO[bytes], rgb: Picture, kind: str, exif: Exif, quality: int) -> None:
+def _write_jpeg(file: IO[bytes], rgb: Picture, exif: Exif, quality: int) -> None:
     from PIL import Image
 
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    common = {"exif": _exif_block(exif).tobytes(), "icc_profile": srgb_profile()}
-    if kind == "jpg":
-        image.save(file, "JPEG", quality=quality, subsampling=0, **common)
-    else:
-        image.save(file, "PNG", compress_level=4, **common)
+    extra = {"exif": _exif_block(exif).tobytes(), "icc_profile": srgb_profile()}
+    image.save(file, "JPEG", quality=quality, subsampling=0, **extra)
 
 
-def _write_png16(file: IO[bytes], rgb: Picture, exif: Exif) -> None:
-    """A 16-bit RGB PNG, which Pillow cannot write; each row is stored as the difference to the one above."""
+def _write_png(file: IO[bytes], rgb: Picture, exif: Exif) -> None:
+    """An RGB PNG of 8 or 16 bits, band by band: Pillow has no 16 bits and would copy the picture, at 4 bytes a pixel.
+
+    Each byte is stored as its difference to the mean of those above and to the left.
+    """
 
     def chunk(kind: bytes, data: bytes) -> None:
         file.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)))
 
     height, width = rgb.shape[:2]
+    depth = rgb.dtype.itemsize
     file.write(b"\x89PNG\r\n\x1a\n")
-    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8 * depth, 2, 0, 0, 0))
     chunk(b"iCCP", b"sRGB\0\0" + zlib.compress(srgb_profile()))
     chunk(b"eXIf", _exif_block(exif).tobytes().removeprefix(b"Exif\0\0"))
     squeeze = zlib.compressobj(4)
-    above = np.zeros((1, width * 6), np.uint8)
+    last = np.zeros((1, 3 * depth * width), np.uint8)
     for top in range(0, height, PNG_BAND_ROWS):
-        rows = rgb[top : top + PNG_BAND_ROWS].astype(">u2").reshape(-1, width * 3).view(np.uint8)
-        filtered = np.full((rows.shape[0], width * 6 + 1), 2, np.uint8)  # 2: filter "up"
-        filtered[:, 1:] = rows - np.concatenate([above, rows[:-1]])
-        above = rows[-1:]
+        rows = np.ascontiguousarray(rgb[top : top + PNG_BAND_ROWS], f">u{depth}").reshape(-1, 3 * width).view(np.uint8)
+        above, left = np.concatenate([last, rows[:-1]]), np.zeros_like(rows)
+        left[:, 3 * depth :] = rows[:, : -3 * depth]
+        last = rows[-1:]
+        filtered = np.full((rows.shape[0], rows.shape[1] + 1), 3, np.uint8)  # 3: filter "average"
+        filtered[:, 1:] = rows - ((above >> 1) + (left >> 1) + (above & left & 1))
         data = squeeze.compress(filtered.tobytes())
         if data:
             chunk(b"IDAT", data)

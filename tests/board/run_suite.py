@@ -58,7 +58,11 @@ def main() -> int:
         *left_out,
         *arguments,
     ]
-    environment = ["env", "PYTHONPATH=/opt/site:/opt/test-site:/src/sdk:/src/tests/board", "OMP_NUM_THREADS=1"]
+    environment = [
+        "env",
+        "PYTHONPATH=/opt/site:/opt/test-site:/src/sdk:/src/devices:/src/tests/board",
+        "OMP_NUM_THREADS=1",
+    ]
     # The whole checkout, so that tests find what they show, but not its virtual environment.
     return subprocess.run(
         board.command([*environment, *pytest], binds={ROOT: "/src"}, folder="/src"), check=False

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -47,33 +48,41 @@ def picture8(picture16: NDArray[np.uint16]) -> NDArray[np.uint8]:
     return (picture16 >> 8).astype(np.uint8)
 
 
-def decode_png16(data: bytes) -> NDArray[np.uint16]:
-    """A 16-bit RGB PNG by the specification: chunks with checksums, one zlib stream, filters undone byte by byte."""
+def decode_png(data: bytes) -> NDArray[Any]:
+    """An RGB PNG by the specification: chunks with checksums, one zlib stream, filters undone byte by byte."""
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    at, parts, width, height = 8, [], 0, 0
+    at, parts, width, height, depth = 8, [], 0, 0, 0
     while at < len(data):
         (length,) = struct.unpack(">I", data[at : at + 4])
         kind, body = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         assert struct.unpack(">I", data[at + 8 + length : at + 12 + length])[0] == zlib.crc32(kind + body)
         if kind == b"IHDR":
             width, height, depth, colour = struct.unpack(">IIBB", body[:10])
-            assert (depth, colour) == (16, 2)
+            assert colour == 2
         if kind == b"IDAT":
             parts.append(body)
         at += 12 + length
-    rows = zlib.decompress(b"".join(parts))
-    result, above = [], bytes(width * 6)
+    pixel = 3 * depth // 8
+    stored = zlib.decompress(b"".join(parts))
+    assert len(stored) == height * (width * pixel + 1)
+    result, above = [], bytes(width * pixel)
     for y in range(height):
-        kind_of_filter, *line = rows[y * (width * 6 + 1) : (y + 1) * (width * 6 + 1)]
-        assert kind_of_filter in (0, 2)
-        above = bytes((v + (a if kind_of_filter == 2 else 0)) % 256 for v, a in zip(line, above, strict=True))
+        kind_of_filter, *line = stored[y * (width * pixel + 1) : (y + 1) * (width * pixel + 1)]
+        row = bytearray()
+        for x, value in enumerate(line):
+            left = row[x - pixel] if x >= pixel else 0
+            guess = {0: 0, 1: left, 2: above[x], 3: (left + above[x]) // 2}[kind_of_filter]
+            row.append((value + guess) % 256)
+        above = bytes(row)
         result.append(above)
-    return np.frombuffer(b"".join(result), ">u2").reshape(height, width, 3).astype(np.uint16)
+    counts = np.frombuffer(b"".join(result), f">u{depth // 8}").reshape(height, width, 3)
+    return counts.astype(counts.dtype.newbyteorder("="))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG"])
 def test_png_of_8_bits_is_exact(tmp_path: Path, picture8: NDArray[np.uint8], suffix: str) -> None:
     path = write_image(tmp_path / ("a" + suffix), picture8)
+    assert np.array_equal(decode_png(path.read_bytes()), picture8)
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), picture8)
@@ -81,9 +90,28 @@ def test_png_of_8_bits_is_exact(tmp_path: Path, picture8: NDArray[np.uint8], suf
 
 def test_png_of_16_bits_is_exact(tmp_path: Path, picture16: NDArray[np.uint16]) -> None:
     path = write_image(tmp_path / "a.png", picture16)
-    assert np.array_equal(decode_png16(path.read_bytes()), picture16)
+    assert np.array_equal(decode_png(path.read_bytes()), picture16)
     with Image.open(path) as image:  # Pillow keeps the high bytes
         assert np.array_equal(np.asarray(image.convert("RGB")), picture16 >> 8)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (64, 1), (65, 3)])
+def test_small_pngs_and_turned_ones_are_exact(tmp_path: Path, size: tuple[int, int]) -> None:
+    picture = np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8)
+    for one in (picture, picture.swapaxes(0, 1)[::-1], picture.astype(np.uint16) * 257):
+        found = decode_png(write_image(tmp_path / "a.png", one).read_bytes())
+        assert np.array_equal(found, one)
+
+
+def test_a_png_is_written_without_a_copy_of_the_picture(tmp_path: Path) -> None:
+    picture = np.zeros((4000, 1000, 3), np.uint8)
+    write_image(tmp_path / "a.png", picture[:100])  # what is made once
+    tracemalloc.start()
+    try:
+        write_image(tmp_path / "a.png", picture)
+        assert tracemalloc.get_traced_memory()[1] < picture.nbytes / 4
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".tiff"])
