@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ from .errors import OutputError, UsageError
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff": "tiff"}
 MAX_JPEG_SIDE = 65500
 PNG_BAND_ROWS = 64
+JPEG_BAND_PIXELS = 1 << 20
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
 
@@ -213,11 +215,40 @@ def _exif_value(name: str, value: Any) -> Any:
 
 
 def _write_jpeg(file: IO[bytes], rgb: Picture, exif: Exif, quality: int) -> None:
+    """Bands that Pillow encodes one by one, joined by restart markers (T.81, E.1.4): the pixels are those of one scan.
+
+    Pillow would copy the whole picture, at 4 bytes a pixel. A restart forgets what came before, as a new file does, and
+    the tables are the same in each band, so only the height and the distance between restarts must be written in.
+    """
     from PIL import Image
 
-    image = Image.fromarray(np.ascontiguousarray(rgb))
-    extra = {"exif": _exif_block(exif).tobytes(), "icc_profile": srgb_profile()}
-    image.save(file, "JPEG", quality=quality, subsampling=0, **extra)
+    height, width = rgb.shape[:2]
+    blocks = -(-width // 8)
+    band = 8 * max(min(JPEG_BAND_PIXELS // (64 * blocks), 65535 // blocks), 1)
+    extra: dict[str, Any] = {"exif": _exif_block(exif).tobytes(), "icc_profile": srgb_profile()}
+    for number, top in enumerate(range(0, height, band)):
+        encoded = io.BytesIO()
+        rows = Image.fromarray(np.ascontiguousarray(rgb[top : top + band]))
+        rows.save(encoded, "JPEG", quality=quality, subsampling=0, **(extra if number == 0 else {}))
+        data = encoded.getvalue()
+        frame, scan = _segment(data, b"\xff\xc0"), _segment(data, b"\xff\xda")
+        if number == 0:
+            file.write(data[: frame + 5] + struct.pack(">H", height) + data[frame + 7 : scan])
+            if band < height:
+                file.write(struct.pack(">3H", 0xFFDD, 4, band // 8 * blocks))
+            file.write(data[scan:-2])
+        else:
+            file.write(struct.pack(">H", 0xFFD0 + (number - 1) % 8))
+            file.write(data[scan + 2 + int.from_bytes(data[scan + 2 : scan + 4]) : -2])
+    file.write(b"\xff\xd9")
+
+
+def _segment(jpeg: bytes, marker: bytes) -> int:
+    """Where the first segment of a kind begins."""
+    at = 2
+    while jpeg[at : at + 2] != marker:
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    return at
 
 
 def _write_png(file: IO[bytes], rgb: Picture, exif: Exif) -> None:

@@ -95,6 +95,34 @@ def test_png_of_16_bits_is_exact(tmp_path: Path, picture16: NDArray[np.uint16]) 
         assert np.array_equal(np.asarray(image.convert("RGB")), picture16 >> 8)
 
 
+@pytest.mark.parametrize("band", [64, 1000, 40_000, 1 << 20])
+@pytest.mark.parametrize("size", [(130, 93), (128, 64), (7, 300), (81, 5), (1200, 9)])
+@pytest.mark.parametrize("quality", [95, 10])
+def test_a_jpeg_in_bands_has_the_pixels_of_one_in_one(
+    tmp_path: Path, size: tuple[int, int], band: int, quality: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8)
+    picture[:, : size[1] // 2] = np.arange(size[0], dtype=np.uint8)[:, None, None]
+    monkeypatch.setattr(output, "JPEG_BAND_PIXELS", band)
+    path = write_image(tmp_path / "a.jpg", picture, quality=quality, exif={"Model": "M"})
+    whole = io.BytesIO()
+    Image.fromarray(picture).save(whole, "JPEG", quality=quality, subsampling=0)
+    with Image.open(path) as found, Image.open(whole) as expected:
+        assert found.size == expected.size
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+        assert found.getexif()[272] == "M"
+        assert found.quantization == expected.quantization
+    markers = path.read_bytes().count(b"\xff\xd0")
+    assert markers >= (1 if band == 64 and size[0] > 8 else 0)
+
+
+def test_the_widest_jpeg_is_written(tmp_path: Path) -> None:
+    picture = np.zeros((20, output.MAX_JPEG_SIDE, 3), np.uint8)
+    picture[11:, 40_000:] = 200
+    with Image.open(write_image(tmp_path / "a.jpg", picture)) as found:
+        assert np.abs(np.asarray(found).astype(int) - picture).max() < 12
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (64, 1), (65, 3)])
 def test_small_pngs_and_turned_ones_are_exact(tmp_path: Path, size: tuple[int, int]) -> None:
     picture = np.random.default_rng(1).integers(0, 256, (*size, 3)).astype(np.uint8)
