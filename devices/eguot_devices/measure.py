@@ -30,7 +30,7 @@ from eguot_sdk.tiling import plan
 from .machine import EnergyMeter, OtherLoad, emulator, frequency_mhz, memory_mb, temperature_c
 from .operators import operators
 from .schema import Energy, FrameProfile, Latency, ModelProfile, Sustained, ThreadPoint, TileProfile
-from .timing import noise_pct, repeat, summarise
+from .timing import MIN_PERCENTILE_RUNS, noise_pct, repeat, summarise
 
 TILE_SECONDS, TILE_RUNS = 8.0, 20
 FRAME_SECONDS, FRAME_RUNS = 25.0, 10
@@ -74,7 +74,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     """Speed, memory and what pictures come out of one ISP file. Raises EguotError."""
     path = Path(job.model)
     emulated = emulator() is not None
-    share = 1.0 if job.budget_s is None else min(1.0, job.budget_s / MODEL_SECONDS)
+    share = budget_share(job)
     start_memory_mb = memory_mb()[0]
     start = time.perf_counter()
     isp = ISP.load(path, delegate=job.delegate)
@@ -134,6 +134,14 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
         other_load_cores=other_load_cores,
         noise_pct=noise_pct(calm),
     )
+
+
+def budget_share(job: Job) -> float:
+    """What part of its seconds each speed run gets, so that all of them together stay within the job's budget."""
+    if job.budget_s is None:
+        return 1.0
+    wanted = MODEL_SECONDS + len(job.threads) * (TILE_SECONDS + FRAME_SECONDS / 2)
+    return min(1.0, max(job.budget_s - job.sustained_s, 0.0) / wanted)
 
 
 def synthetic_frame(size: tuple[int, int] = SYNTHETIC_SIZE) -> RawFrame:
@@ -267,15 +275,16 @@ def _sweep_point(
 
 def _sustain(isp: ISP, source: RawFrame | str, seconds: float, on_progress: OnProgress) -> Sustained:
     """Develop frame after frame for so long."""
-    temperature, frequency = temperature_c(), frequency_mhz()
+    temperature, frequency = temperature_c(), None
     samples: list[float] = []
     start = time.monotonic()
     while (elapsed := time.monotonic() - start) < seconds or not samples:
         begin = time.perf_counter()
         isp.process(source)
         samples.append((time.perf_counter() - begin) * 1e3)
+        frequency = frequency or frequency_mhz()  # not before the first frame: a processor at rest is slow
         on_progress(f"sustained, {elapsed:.0f} of {seconds:.0f} s")
-    tenth = max(len(samples) // 10, 1)
+    tenth = max(len(samples) // 10, min(MIN_PERCENTILE_RUNS, len(samples) // 2), 1)
     return Sustained(
         seconds=time.monotonic() - start,
         frames=len(samples),

@@ -59,7 +59,8 @@ def to_table(report: Report) -> str:
 def device_lines(device: DeviceReport) -> list[str]:
     """The part of the table that is about one device."""
     machine = device.machine
-    lines = [f"{device.device}: {machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}"]
+    facts = f"{machine.cpu}, {machine.cores} cores, {machine.system}, Python {machine.python}"
+    lines = [f"{device.device}: {facts if machine.cores else 'not reached'}"]
     if device.models:
         rows = [_row(model, machine.emulated is not None) for model in device.models]
         lines += ["", *_columns([HEAD, *rows]), "", *_legend(device.models[0], machine)]

@@ -104,9 +104,9 @@ class Sustained:
     seconds: float
     frames: int
     first_p50_ms: float | None
-    """Median of the first tenth of the frames."""
+    """Median of the first tenth of the frames, of five at least."""
     last_p50_ms: float | None
-    """Median of the last tenth."""
+    """Median of as many at the end."""
     first_temperature_c: float | None
     """Hottest thermal zone at the start."""
     last_temperature_c: float | None

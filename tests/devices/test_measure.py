@@ -176,10 +176,28 @@ def test_one_model_stays_within_a_minute_by_default_and_says_how_far_it_is(
         assert result.frame.latency.runs >= measuring.FRAME_RUNS
 
 
+def test_heat_is_told_from_five_frames_on_either_side(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
+    clock, durations = Clock(), iter([0.1] * 5 + [0.15] * 2 + [0.2] * 99)
+
+    def process(isp: ISP, source: object) -> None:
+        clock.now += next(durations)
+
+    monkeypatch.setattr(measuring, "time", clock)
+    monkeypatch.setattr(ISP, "process", process)
+    isp = ISP.load(shipped / "tiny.w8a8.tflite")
+    warmed = measuring._sustain(isp, "x.dng", 1.7, lambda words: None)
+    assert warmed.frames == 12
+    assert (warmed.first_p50_ms, warmed.last_p50_ms) == (pytest.approx(100), pytest.approx(200))
+    short = measuring._sustain(isp, "x.dng", 0.7, lambda words: None)
+    assert (short.frames, short.first_p50_ms) == (4, None)
+
+
+@pytest.mark.parametrize(("threads", "sustained_s"), [((), 0.0), ((1, 2), 0.0), ((1, 2, 4), 0.2)])
 @pytest.mark.parametrize("budget_s", [45.0, 9.0, 0.5])
 def test_a_smaller_budget_shortens_every_part(
-    monkeypatch: pytest.MonkeyPatch, shipped: Path, tmp_path: Path, budget_s: float
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, tmp_path: Path, budget_s: float, threads: tuple[int, ...],
+    sustained_s: float,
+) -> None:  # fmt: skip
     asked: list[float] = []
 
     def note(call: Callable[[], object], *, seconds: float, **rest: object) -> Latency:
@@ -189,7 +207,9 @@ def test_a_smaller_budget_shortens_every_part(
     monkeypatch.setattr(measuring, "repeat", note)
     monkeypatch.setattr(measuring, "operators", lambda *where, seconds: asked.append(seconds))
     monkeypatch.setattr(measuring, "SYNTHETIC_SIZE", (96, 128))
-    measure(job(shipped / "tiny.w8a8.tflite", tmp_path, budget_s=budget_s), lambda words: None)
-    whole = (measuring.TILE_SECONDS, measuring.FRAME_SECONDS, measuring.OPERATOR_SECONDS)
-    assert asked == pytest.approx([s * budget_s / 45 for s in whole])
-    assert sum(asked) <= budget_s
+    asking = job(shipped / "tiny.w8a8.tflite", tmp_path, budget_s=budget_s, threads=threads, sustained_s=sustained_s)
+    measure(asking, lambda words: None)
+    assert len(asked) == 3 + 2 * len(threads)
+    assert sum(asked) <= budget_s - sustained_s
+    assert sum(asked) >= 0.75 * (budget_s - sustained_s)
+    assert asked[0] / asked[1] == pytest.approx(measuring.TILE_SECONDS / measuring.FRAME_SECONDS)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from samples import with_models
 
-from eguot_devices.report import read_report, to_csv, to_json, to_table, write_report
-from eguot_devices.schema import Failure, Report, from_dict
+from eguot_devices.profile import UNREACHED
+from eguot_devices.report import device_lines, read_report, to_csv, to_json, to_table, write_report
+from eguot_devices.schema import DeviceReport, Failure, Report, from_dict
 from eguot_sdk.errors import EguotError, OutputError, UsageError
 
 
@@ -49,6 +50,14 @@ def test_the_table_says_what_a_person_needs(report: Report) -> None:
     assert "120 mJ/MP, 4.5 W (RAPL package)" in text
     assert "5 of 6 operators are accelerated, not DEPTH_TO_SPACE" in text
     assert lines[-2:] == ["note: busy machine", "failed: broken.tflite: not a TFLite model"]
+
+
+def test_a_device_that_was_not_reached(report: Report) -> None:
+    failed = tuple(Failure(name=name, message="ssh://board: cannot be reached") for name in ("a", "b"))
+    gone = DeviceReport(device="ssh://board", machine=UNREACHED, models=(), failed=failed, notes=())
+    assert device_lines(gone) == [
+        "ssh://board: not reached", "failed: ssh://board: cannot be reached (all 2 models)"
+    ]  # fmt: skip
 
 
 def test_the_columns_of_the_table_line_up(report: Report) -> None:
