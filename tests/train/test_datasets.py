@@ -38,6 +38,23 @@ def test_zrr_has_parts_and_the_published_levels(tmp_path: Path) -> None:
     assert sizes(open_dataset(root / "test")) == {"test": 3}
 
 
+def test_raws_of_a_set_share_one_white_balance(tmp_path: Path) -> None:
+    """Grey world over all counts below clipping, against NumPy on the mosaics; a crop alone would show its content."""
+    root = make_zrr(tmp_path / "zrr")
+    drawn = [mosaic.astype(float) for mosaic, _ in shots(phone(), 12)]
+    means = []
+    for (y, x), black in zip(((0, 0), (0, 1), (1, 0), (1, 1)), (58, 60, 61, 62), strict=True):
+        plane = np.concatenate([mosaic[y::2, x::2].ravel() for mosaic in drawn])
+        means.append(np.maximum(plane[plane < int(0.95 * 1023)] - black, 0).mean())
+    green = (means[1] + means[2]) / 2
+    frames = [item.frame() for part in ("train", "test") for item in open_dataset(root).part(part)]  # type: ignore[arg-type]
+    assert len({frame.white_balance for frame in frames}) == 1
+    assert frames[0].white_balance == pytest.approx((green / means[0], 1, green / means[3]), rel=1e-6)
+    (root / "dataset.json").write_text('{"white_balance": [2.0, 1, 1.5]}')
+    assert open_dataset(root).items()[0].frame().white_balance == (2.0, 1.0, 1.5)
+    assert "white balance of all raws: red 2.00, blue 1.50" in CliRunner().invoke(data, ["check", str(root)]).output
+
+
 @pytest.mark.parametrize(
     ("bits", "black"), [(10, (58, 60, 61, 62)), (12, (240, 241, 242, 243)), (12, (0, 0, 0, 0)), (14, (512,) * 4)]
 )
@@ -205,6 +222,8 @@ def test_scenes_come_from_names_where_the_folder_says_how(tmp_path: Path) -> Non
         ('{"black": [1, 2]}', "one number or four"),
         ('{"cfa": "RGBW"}', "cfa must be one of"),
         ('{"white": 10}', "are no levels"),
+        ('{"white_balance": 2}', "three numbers R, G, B"),
+        ('{"white_balance": [2, 0, 1]}', "must be three gains"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:

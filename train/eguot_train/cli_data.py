@@ -78,6 +78,9 @@ def _tell(facts: dict[str, Any]) -> None:
         levels = f"black {black} (R Gr Gb B), white {values['white']:g}, {values['origin']}"
         seen = f", as the data show: {facts['phase_seen']}" if facts["phase_seen"] else ""
         click.echo(f"  {values['cfa']}, {levels}{seen}")
+        if values["white_balance"] is not None:
+            red, _, blue = values["white_balance"]
+            click.echo(f"  white balance of all raws: red {red:.2f}, blue {blue:.2f}")
     for title in ("wrong", "damaged", "notes"):
         for line in facts[title]:
             click.echo(f"  {title.removesuffix('s')}: {line}")

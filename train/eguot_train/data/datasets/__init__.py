@@ -17,6 +17,7 @@ from . import ispw, mai, ntire26, plain, zrr
 from .base import (
     ALL,
     PARTS,
+    SETTINGS_FILE,
     Dataset,
     Item,
     Kind,
@@ -28,6 +29,7 @@ from .base import (
     read_npy,
     read_settings,
     spread,
+    three,
     with_scenes,
 )
 from .levels import SAMPLE, RawStatistics, detect
@@ -89,22 +91,23 @@ def _unpaired(folder: Path) -> Dataset:
 def _values(kind: Kind, dataset: Dataset, places: dict[str, Path], load: Load, settings: dict[str, Any]) -> RawValues:
     """Of raws without metadata: what dataset.json says, else what was published, else what the data show.
 
-    All parts get what the training part shows, also where only another part is opened.
+    The white balance is one for all, also where lights differ: a crop does not show its light. All parts get what the
+    training part shows, also where only another part is opened.
     """
-    published = zrr.VALUES if kind == "zrr" else None
     cfa = settings.get("cfa", zrr.VALUES.cfa)
-    if published is None or not {"black", "white"} <= set(settings):
-        base = published or _detected(_representative(dataset, places, load), cfa)
-    else:
-        base = published
-    changes: dict[str, Any] = {}
-    if "cfa" in settings:
-        changes["cfa"] = cfa
+    told: dict[str, Any] = {key: settings[key] for key in ("cfa", "white") if key in settings}
     if "black" in settings:
-        changes["black"] = four(settings["black"], "dataset.json")
+        told["black"] = four(settings["black"], SETTINGS_FILE)
     if "white" in settings:
-        changes["white"] = float(settings["white"])
-    return replace(base, **changes, origin="dataset.json") if changes else base
+        told["white"] = float(settings["white"])
+    if "white_balance" in settings:
+        told["white_balance"] = three(settings["white_balance"], SETTINGS_FILE)
+    if {"black", "white", "white_balance"} <= set(told):
+        return RawValues(**{"cfa": cfa, **told}, origin=SETTINGS_FILE)
+    statistics = _seen(_representative(dataset, places, load))
+    base = zrr.VALUES if kind == "zrr" else detect(statistics, cfa)
+    found = replace(base, **told, origin=SETTINGS_FILE) if told else base
+    return found if found.white_balance else replace(found, white_balance=statistics.white_balance(found))
 
 
 def _representative(dataset: Dataset, places: dict[str, Path], load: Load) -> Sequence[Item]:
@@ -119,7 +122,8 @@ def _representative(dataset: Dataset, places: dict[str, Path], load: Load) -> Se
     return dataset.items()
 
 
-def _detected(items: Sequence[Item], cfa: str) -> RawValues:
+def _seen(items: Sequence[Item]) -> RawStatistics:
+    """Of a sample."""
     statistics = RawStatistics()
     problem = None
     for item in spread(raws_of(items), SAMPLE):
@@ -130,7 +134,7 @@ def _detected(items: Sequence[Item], cfa: str) -> RawValues:
             problem = error
     if not statistics.raws:
         raise problem or UsageError("no raw to detect levels from")
-    return detect(statistics, cfa)
+    return statistics
 
 
 def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item], list[Item], str]:

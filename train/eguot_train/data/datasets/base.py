@@ -5,12 +5,14 @@ into parts (train, val, test, or "all"). Levels and CFA of raws that do not say 
 DIR/dataset.json, from what was published about the data set, or from the data (`levels.py`).
 
 DIR/dataset.json, all keys optional: `cfa` (RGGB GRBG GBRG BGGR), `black` (a number, or four in the order R, Gr, Gb,
-B), `white`, `scene_separator` (an item's scene is its name up to the last such text; without it they are unknown).
+B), `white`, `white_balance` (gains R, G, B), `scene_separator` (an item's scene is its name up to the last such text;
+without it they are unknown).
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,12 +48,18 @@ class RawValues:
     white: float
     origin: str
     """"dataset.json", "published", "detected", for messages."""
+    white_balance: tuple[float, float, float] | None = None
+    """Gains R, G, B of all raws. None: each is estimated alone, of which a crop tells little."""
 
     def __post_init__(self) -> None:
         if self.cfa not in RED_AT:
             raise UsageError(f"{self.origin}: cfa must be one of {', '.join(RED_AT)}, not {self.cfa!r}")
         if not max(self.black) < self.white <= 65535 or min(self.black) < 0:
             raise UsageError(f"{self.origin}: black {list(self.black)} and white {self.white:g} are no levels")
+        if self.white_balance is not None and not all(0 < gain < math.inf for gain in self.white_balance):
+            raise UsageError(
+                f"{self.origin}: white_balance must be three gains R, G, B, not {list(self.white_balance)}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +100,10 @@ class Item:
         mosaic = read_npy(self.raw) if suffix == ".npy" else read_mosaic(self.raw)
         values = self.values
         try:
-            return replace(
-                RawFrame.from_array(mosaic, cfa=values.cfa, black=values.black, white=values.white),
-                source=str(self.raw),
+            frame = RawFrame.from_array(
+                mosaic, cfa=values.cfa, black=values.black, white=values.white, white_balance=values.white_balance
             )
+            return replace(frame, source=str(self.raw))
         except RawError as error:
             raise type(error)(f"{self.raw}: {error}") from error
 
@@ -197,7 +205,7 @@ def read_settings(*folders: Path) -> dict[str, Any]:
             settings = json.loads(file.read(1 << 20))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a JSON object ({error!s:.80})") from error
-    known = {"cfa", "black", "white", "scene_separator"}
+    known = {"cfa", "black", "white", "white_balance", "scene_separator"}
     if not isinstance(settings, dict) or set(settings) - known:
         raise UsageError(f"{path}: expected a JSON object with keys of {', '.join(sorted(known))}")
     separator = settings.get("scene_separator", "_")
@@ -212,6 +220,13 @@ def four(value: Any, where: str) -> Four:
     if len(values) != 4 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise UsageError(f"{where}: black must be one number or four, not {value!r}")
     return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
+
+
+def three(value: Any, where: str) -> tuple[float, float, float]:
+    """Gains R, G, B. Raises UsageError."""
+    if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
+        raise UsageError(f"{where}: white_balance must be three numbers R, G, B, not {value!r}")
+    return (float(value[0]), float(value[1]), float(value[2]))
 
 
 def with_scenes(items: Sequence[Item], settings: Mapping[str, Any]) -> tuple[Item, ...]:

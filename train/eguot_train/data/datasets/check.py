@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class Finding:
             "parts": self.counts,
             "values": None
             if values is None
-            else {"cfa": values.cfa, "black": list(values.black), "white": values.white, "origin": values.origin},
+            else {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(values).items()},
             "phase_seen": self.statistics.phase(),
             "clips_at": self.statistics.clips_at() if self.statistics.raws else None,
             "wrong": list(self.wrong),

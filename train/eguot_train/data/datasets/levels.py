@@ -76,6 +76,18 @@ class RawStatistics:
         usual = total[low : max(high - 1, low + 1)].mean()
         return high if pile > 2e-4 * total.sum() and pile > 16 * max(usual, 1.0) else None
 
+    def white_balance(self, values: RawValues) -> tuple[float, float, float]:
+        """Gains R, G, B that make the mean of all unclipped counts grey; 1, 1, 1 where there are none."""
+        means = []
+        for position, black in zip(_positions(values.cfa), values.black, strict=True):
+            counts = self.histogram[position, : int(0.95 * values.white)]
+            light = np.maximum(np.arange(len(counts)) - black, 0)
+            means.append(float((counts * light).sum() / max(counts.sum(), 1)))
+        if min(means) <= 0:
+            return (1.0, 1.0, 1.0)
+        green = (means[1] + means[2]) / 2
+        return (green / means[0], 1.0, green / means[3])
+
     def greens_on(self) -> int | None:
         """0: the greens lie on the main diagonal of the cell, 1: on the other; None: the data do not tell."""
         main, other = self.unlike
