@@ -178,6 +178,27 @@ def test_crops_are_shown_pixel_by_pixel_and_the_slider_moves(page: Any, pairs: P
     assert left == right
 
 
+def test_pictures_that_came_out_alike_are_shown_once_and_name_all_who_made_them(
+    browser: Any, many: Report, pairs: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    for d, m, grey in ((0, 0, 50), (0, 1, 90), (1, 0, 50), (1, 1, 120)):  # the third model here made none
+        kept = tmp_path / "pictures" / f"{d}-{m}"
+        kept.mkdir(parents=True)
+        for pair in list_pairs(pairs):
+            Image.fromarray(np.full(pair.truth().shape, grey, np.uint8)).save(kept / f"{pair.name}.png")
+    write_report(many, tmp_path, pictures=tmp_path / "pictures", pairs=pairs)
+    page = browser.new_page()
+    page.goto((tmp_path / "report.html").as_uri())
+    captions = page.locator("#crops figcaption").all_inner_texts()
+    assert [c.partition(" (")[0] for c in captions] == [
+        "truth", "fast.w8a8.tflite on local and ssh://board", "good.fp32.tflite on local",
+        "good.fp32.tflite on ssh://board",
+    ]  # fmt: skip
+    page.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phone_shows_it_without_scrolling_sideways_and_with_contrast(page: Any, scheme: str) -> None:
     page.set_viewport_size(PHONE)
