@@ -106,6 +106,16 @@ def test_hashes_name_the_content(folders: dict[str, str], tmp_path: Path) -> Non
     assert (changed["raw"], changed["pairs"]) == (hashes["raw"], hashes["pairs"])
 
 
+@pytest.mark.parametrize("held_bytes", [1 << 30, 1])
+def test_pairs_serve_as_raws(held_bytes: int, folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "HELD_BYTES", held_bytes)
+    sources = load_sources(TrainConfig(mode="unpaired", raw=folders["pairs"], srgb=folders["srgb"], window=3))
+    whole = {pair.frame().mosaic.tobytes() for pair in list_pairs(folders["pairs"])}
+    frames = {frame.mosaic.tobytes() for frame in sources.frames}
+    assert frames <= whole
+    assert len(frames) == (3 if held_bytes > 1 else 2)
+
+
 def test_missing_folders_are_named() -> None:
     for mode, flags in (("unpaired", "--raw DIR and --srgb DIR"), ("mixed", "--raw DIR"), ("paired", "--pairs DIR")):
         with pytest.raises(UsageError, match=f"{mode} training needs {flags}"):

@@ -155,12 +155,12 @@ def load_sources(config: TrainConfig) -> Sources:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
         if is_shards(config.raw):
-            sources.frames = _open_shards(config, sources, "raw", ShardSample.frame)
+            sources.frames = _open_shards(config, sources, "raw", _frame)
         else:
             items = _half(sources, config.raw, config.srgb, 0)
-            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", Item.frame, Item.frame)
+            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", _frame, _frame)
         if is_shards(config.srgb):
-            sources.photos = _open_shards(config, sources, "srgb", ShardSample.photo)
+            sources.photos = _open_shards(config, sources, "srgb", _photo)
             sources.photo_names = [""] * len(sources.photos)
         else:
             items = _half(sources, config.srgb, config.raw, 1)
@@ -289,6 +289,10 @@ def _bytes_of(value: Any) -> int:
     if isinstance(value, HeldPair):
         return value.raw.mosaic.nbytes + value.picture.nbytes
     return int(value.mosaic.nbytes if isinstance(value, RawFrame) else value.nbytes)
+
+
+def _frame(item: Item | ShardSample) -> RawFrame:
+    return item.frame()
 
 
 def _photo(item: Item | ShardSample) -> Picture:
