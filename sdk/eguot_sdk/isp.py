@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
@@ -244,8 +244,23 @@ class ISP:
         """Fill `job.rgb`, the frame as the sensor lay, tile by tile."""
         cores = job.tiling.cores
         count, each = (1, self.threads) if len(cores) == 1 else (min(self.threads, len(cores)), 1)
+        runtimes = self._runtimes(count, each)
+        tell = progress or (lambda done, tiles: None)
+        try:
+            if count == 1:
+                for done, core in enumerate(cores, 1):
+                    self._run_tile(runtimes[0], job, core)
+                    tell(done, len(cores))
+            else:
+                self._side_by_side(runtimes, job, tell)
+        except BaseException:
+            self._drop_runtimes()  # one may have stopped half way
+            raise
+
+    def _side_by_side(self, runtimes: Sequence[Runtime], job: _Job, tell: Progress) -> None:
+        """Run the tiles in as many threads as there are runtimes."""
         idle: SimpleQueue[Runtime] = SimpleQueue()
-        for runtime in self._runtimes(count, each):
+        for runtime in runtimes:
             idle.put(runtime)
 
         def one(core: tuple[int, int]) -> None:
@@ -255,18 +270,15 @@ class ISP:
             finally:
                 idle.put(runtime)
 
-        pool = ThreadPoolExecutor(count, thread_name_prefix="eguot-tile")
-        try:
-            futures = [pool.submit(one, core) for core in cores]
-            for done, future in enumerate(as_completed(futures), 1):
-                future.result()
-                if progress is not None:
-                    progress(done, len(futures))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            self._drop_runtimes()  # one may have stopped half way
-            raise
-        pool.shutdown()
+        with ThreadPoolExecutor(len(runtimes), thread_name_prefix="eguot-tile") as pool:
+            futures = [pool.submit(one, core) for core in job.tiling.cores]
+            try:
+                for done, future in enumerate(as_completed(futures), 1):
+                    future.result()
+                    tell(done, len(futures))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
 
     def _run_tile(self, runtime: Runtime, job: _Job, core: tuple[int, int]) -> None:
         tiling, crop = job.tiling, job.ingest.crop
