@@ -16,7 +16,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,12 @@ from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.checkpoint import load_run
 from eguot_train.config import Mode
 from eguot_train.data.batches import load_sources
-from eguot_train.data.crops import load_photo
+from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
-from eguot_train.trainer import align, train
+from eguot_train.trainer import fit_reference, train
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
 
@@ -90,11 +90,15 @@ def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
     return evaluate(render, pairs, label=label).summary()
 
 
-def row_data(data: Path, row: Row) -> Path:
-    """The split's data with the row's share of pairs and of outliers among the targets; made once."""
+def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
+    """The split's data with the row's share of pairs and of outliers among the targets; made once.
+
+    Outliers are pictures of the folder `odd` at the photos' size; without it, photos made strange by OUTLIERS.
+    """
     if row.pairs == 1.0 and row.outliers == 0.0:
         return data
-    out = data.with_name(f"{data.name}-pairs{row.pairs:g}-outliers{row.outliers:g}")
+    kind = "" if odd is None or not row.outliers else "-odd"
+    out = data.with_name(f"{data.name}-pairs{row.pairs:g}-outliers{row.outliers:g}{kind}")
     if out.is_dir():
         return out
     building = out.with_name(out.name + ".part")
@@ -106,14 +110,20 @@ def row_data(data: Path, row: Row) -> Path:
         for path in (pair.raw_path, pair.json_path, pair.truth_path):
             shutil.copy(path, building / "train" / "pairs" / path.name)
     photos = sorted((data / "photos" / "srgb").iterdir())
-    replaced = np.random.default_rng(0).permutation(len(photos))[: round(row.outliers * len(photos))]
+    rng = np.random.default_rng(0)
+    replaced = list(rng.permutation(len(photos))[: round(row.outliers * len(photos))])
+    strange = [] if odd is None else sorted(find_files(odd, PHOTO_SUFFIXES))
+    order = rng.permutation(len(strange))
     for i, path in enumerate(photos):
         if i in replaced:
-            kind = list(replaced).index(i) % len(OUTLIERS)
-            picture = OUTLIERS[kind](load_photo(path).astype(np.float32) / 255)
-            Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8)).save(
-                building / "photos" / "srgb" / f"outlier_{path.stem}.png"
-            )
+            which = replaced.index(i)
+            if strange:
+                image = Image.fromarray(load_photo(strange[order[which % len(order)]]))
+                image.thumbnail((640, 640))
+            else:
+                picture = OUTLIERS[which % len(OUTLIERS)](load_photo(path).astype(np.float32) / 255)
+                image = Image.fromarray((picture.clip(0, 1) * 255).round().astype(np.uint8))
+            image.save(building / "photos" / "srgb" / f"outlier_{path.stem}.png")
         else:
             shutil.copy(path, building / "photos" / "srgb" / path.name)
     for part in ("train/raw", "test"):
@@ -145,13 +155,13 @@ def outlier_auc(run: Path) -> float | None:
     return float(np.mean(wins))
 
 
-def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed: int) -> None:
+def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed: int, odd: Path | None = None) -> None:
     """Train (or only render) one row and write its result; a finished row is left alone."""
     result_path = out / "result.json"
     if result_path.is_file():
         return
     if name in ROWS:
-        data = row_data(data, ROWS[name])
+        data = row_data(data, ROWS[name], odd)
     pairs = list_pairs(data / "test" / "pairs")
     folders = {
         "unpaired": {"raw": data / "train" / "raw", "srgb": data / "photos" / "srgb"},
@@ -162,15 +172,15 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
     fields: dict[str, Any] = {key: str(path) for key, path in folders[mode].items()} | {"isp": isp, "seed": seed}
     if steps is not None:
         fields["steps"] = steps
-    config = for_machine(mode, **fields)
+    config = for_machine(mode, **fields, find_pairs=name in ROWS and ROWS[name].find_pairs)
     started = time.monotonic()
     if name in ("reference", "aligned"):
         alignment = Alignment()
         if name == "aligned":
-            alignment = align(config, load_sources(config))
+            alignment, _ = fit_reference(config, load_sources(config))
         result = score(reference_render(alignment, config.color_input), pairs, name)
     else:
-        config = replace(config.with_settings(ROWS[name].settings), find_pairs=ROWS[name].find_pairs)
+        config = config.with_settings(ROWS[name].settings)
         run = out / "run"
         train(config, run, resume=run.exists())
         net = load_run(run).net
@@ -226,9 +236,20 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 @click.option("--splits", type=int, default=1, show_default=True, help="How many splits; each has its own camera.")
 @click.option("--seeds", type=int, default=1, show_default=True)
 @click.option("--isps", default="qisp-s", show_default=True)
+@click.option(
+    "--odd", type=click.Path(path_type=Path, exists=True), help="Atypical pictures for the rows with outliers."
+)
 @click.option("--steps", type=int, help="Steps of every row.  [default: the recipe's]")
 def main(
-    photos: Path, out: Path, rows: str, protocols: str, splits: int, seeds: int, isps: str, steps: int | None
+    photos: Path,
+    out: Path,
+    rows: str,
+    protocols: str,
+    splits: int,
+    seeds: int,
+    isps: str,
+    odd: Path | None,
+    steps: int | None,
 ) -> None:
     """Run what has no result yet, then print the tables and write OUT/results.md."""
     wanted = [row for row in rows.split(",") if row]
@@ -247,7 +268,7 @@ def main(
                     place = out / isp / f"{protocol}-{split}" / f"seed{seed}"
                     for row in ["reference", "aligned", *wanted]:
                         click.echo(f"{isp} {protocol} split {split} seed {seed}: {row}", err=True)
-                        run_row(row, data, place / row, isp, steps, seed)
+                        run_row(row, data, place / row, isp, steps, seed, odd)
                         results.append(json.loads((place / row / "result.json").read_text()))
                     if "unpaired" in wanted:
                         file_row(place / "unpaired", place / "w8a8", data)

@@ -43,8 +43,18 @@ def test_the_list_starts_with_the_most_discounted(tmp_path: Path) -> None:
     assert [row["photo"] for row in rows] == [f"{i}.jpg" for i in reversed(range(20))]
     weights = [float(row["weight"]) for row in rows]
     assert weights == sorted(weights)
+    assert all(row["typical"] == "1.0000" for row in rows)
     with Image.open(tmp_path / "outliers.jpg") as sheet:
         pixels = np.asarray(sheet.convert("L")).astype(int)
     # The most discounted photo is the brightest one, and comes first.
     assert abs(pixels[40, 40] - 190) < 4
     assert abs(pixels[pixels.shape[0] // 2 + 30, 40] - 0) < 4
+
+
+def test_what_the_whole_photo_says_counts_as_well(tmp_path: Path) -> None:
+    kept = PhotoWeights(["odd.png", "plain.png"], [0.25, 1.0])
+    kept.update([0, 1], torch.tensor([1.2, 0.8]))
+    assert kept.weights == pytest.approx([0.3, 0.8])
+    kept.save(tmp_path, [np.zeros((60, 90, 3), np.uint8)] * 2)
+    with open(tmp_path / "outliers.csv", newline="") as file:
+        assert [row["photo"] for row in csv.DictReader(file)] == ["odd.png", "plain.png"]

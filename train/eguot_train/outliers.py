@@ -1,7 +1,8 @@
 """Which target photos the transport discounts: the mean outlier weight w(y) of each, kept, listed and shown.
 
 w(y) = Psi2*'(-v(y)) is below 1 where a target is too costly to map any raw to (METHOD.md 1.3). One crop says little of
-its photo, so the mean over crops is kept, recent ones more.
+its photo, so the mean over crops is kept, recent ones more. It multiplies what `typical` said of the whole photo before
+the first step.
 """
 
 from __future__ import annotations
@@ -26,12 +27,18 @@ THUMBNAIL = 240
 
 
 class PhotoWeights:
-    """Mean w(y) of each photo, 1 until it was seen."""
+    """Mean w(y) of each photo, 1 until it was seen, and how typical the whole photo is (`photo_typicality`)."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], typical: Sequence[float] | None = None) -> None:
         self.names = list(names)
+        self.typical = [1.0] * len(self.names) if typical is None else list(typical)
         self.means = [1.0] * len(self.names)
         self.counts = [0] * len(self.names)
+
+    @property
+    def weights(self) -> list[float]:
+        """What each photo counts, both taken together."""
+        return [typical * mean for typical, mean in zip(self.typical, self.means, strict=True)]
 
     def update(self, photos: Sequence[int], weights: Tensor) -> None:
         """Blend in the weights [B] of crops of `photos`; an index of -1 is of no photo that is kept."""
@@ -52,14 +59,18 @@ class PhotoWeights:
 
     def save(self, run: Path, photos: Sequence[NDArray[np.uint8]]) -> None:
         """RUN/outliers.csv, all photos with the most discounted first; RUN/outliers.jpg: those, then the least."""
-        order = sorted(range(len(self.names)), key=lambda i: self.means[i])
+        weights = self.weights
+        order = sorted(range(len(self.names)), key=lambda i: weights[i])
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        rows.writerow(["photo", "weight", "crops"])
-        rows.writerows([self.names[i], f"{self.means[i]:.4f}", self.counts[i]] for i in order)
+        rows.writerow(["photo", "weight", "typical", "w", "crops"])
+        rows.writerows(
+            [self.names[i], *(f"{x:.4f}" for x in (weights[i], self.typical[i], self.means[i])), self.counts[i]]
+            for i in order
+        )
         write_file(run / "outliers.csv", text.getvalue().encode())
         shown = [order[:SHOWN], order[::-1][:SHOWN]]
-        save_sheet(run / "outliers.jpg", [[_thumbnail(photos[i], self.means[i]) for i in row] for row in shown])
+        save_sheet(run / "outliers.jpg", [[_thumbnail(photos[i], weights[i]) for i in row] for row in shown])
 
 
 def _thumbnail(photo: NDArray[np.uint8], weight: float) -> NDArray[np.uint8]:

@@ -55,6 +55,7 @@ from .psi import Psi
 from .reference import Alignment, Reference
 from .render import frame_planes, render_frame
 from .sheet import save_sheet
+from .typical import photo_typicality
 
 DEFAULT_RUN = Path(__file__).parent / "models" / "default"
 """The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
@@ -75,6 +76,8 @@ class Fixed:
     cost: Cost
     pair_scale: float
     """Median pair loss between unrelated pictures, so pair costs and transport costs share one scale."""
+    typical: list[float] | None = None
+    """Weight of each photo among the targets (`typical.photo_typicality`); None: all alike."""
 
 
 @dataclass(slots=True)
@@ -154,7 +157,7 @@ def _train(
         echo("aligning the reference rendering with the photos (a few seconds)")
     fixed = _fixed_from_state(config, state) if state else ranks.from_first(lambda: _fit_fixed(config, sources))
     norms: dict[str, float] = dict(state.get("norms", {}))
-    photo_weights = PhotoWeights(sources.photo_names)
+    photo_weights = PhotoWeights(sources.photo_names, fixed.typical)
     if state:
         photo_weights.restore(state["photo_weights"])
     for module in (net, ema, potential):
@@ -192,7 +195,13 @@ def _train(
     reference = Reference(fixed.alignment)
     psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
     batches = Batches(
-        config, sources, fixed.alignment, rank=ranks.rank(), world=ranks.world(), experts=committee is not None
+        config,
+        sources,
+        fixed.alignment,
+        photo_weights=fixed.typical,
+        rank=ranks.rank(),
+        world=ranks.world(),
+        experts=committee is not None,
     )
     if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
         out.mkdir(parents=True, exist_ok=True)
@@ -239,7 +248,7 @@ def _train(
                 warn(f"skipped {line}")
                 told += 1
             if done == refit:
-                fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.means))
+                fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.weights))
                 reference = Reference(fixed.alignment)
                 batches.realign(fixed.alignment)
             if not first:
@@ -248,7 +257,7 @@ def _train(
                 log.write(done, {"val_psnr_db": validate(ema, config)})
             if done % config.sheet_every == 0 or done == config.steps:
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
-                if config.unpaired and config.transport > 0 and "srgb" not in sources.streamed:
+                if config.unpaired and "srgb" not in sources.streamed:
                     photo_weights.save(out, sources.photos)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 log.flush()
@@ -337,7 +346,7 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     """Alignment from colour samples; cost scales from unrelated references and targets."""
     if not config.unpaired:
         return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
-    alignment = align(config, sources)
+    alignment, typical = fit_reference(config, sources)
     count = replace(config, pseudo=0.0, batch=32, accumulate=1, mode="unpaired")
     batch = Batches(count, sources, alignment).at(CALIBRATION)
     assert batch.raw_v is not None
@@ -346,11 +355,23 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     cost = Cost(config.cost_strength, config.cost_weights).calibrate(references, batch.target)
     with torch.no_grad():
         pair_scale = float(pair_loss(references, batch.target).median())
-    return Fixed(alignment, cost, pair_scale)
+    return Fixed(alignment, cost, pair_scale, typical)
+
+
+def fit_reference(config: TrainConfig, sources: Sources) -> tuple[Alignment, list[float] | None]:
+    """The alignment before the first step, and the weights of the photos that it was fitted with; None: all alike.
+
+    Balanced transport counts every target in full, and so does the plain alignment; of streams no photo is kept.
+    """
+    alignment = align(config, sources)
+    if not config.weighted_alignment or config.psi_target == "linear" or "srgb" in sources.streamed:
+        return alignment, None
+    typical = photo_typicality(sources.frames, sources.photos, alignment, config.color_input)
+    return align(config, sources, typical), typical
 
 
 def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
-    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: mean w(y) of each photo."""
+    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: what each photo counts."""
     source, target = colour_samples(config, sources)
     if not config.weighted_alignment:
         return fit_plain_alignment(source, target)
@@ -399,6 +420,7 @@ def _fixed_from_state(config: TrainConfig, state: dict[str, Any]) -> Fixed:
         Alignment(tuple(saved["tone"]), ((chroma[0][0], chroma[0][1]), (chroma[1][0], chroma[1][1]))),
         Cost(config.cost_strength, config.cost_weights, tuple(saved["cost_scales"])),
         saved["pair_scale"],
+        saved.get("typical"),
     )
 
 
@@ -412,6 +434,7 @@ def _state(fixed: Fixed, norms: dict[str, float], sources: Sources, photo_weight
             "chroma": fixed.alignment.chroma,
             "cost_scales": fixed.cost.scales,
             "pair_scale": fixed.pair_scale,
+            "typical": fixed.typical,
         },
     }
 

@@ -331,7 +331,10 @@ def _prepared(frame: RawFrame, truth: Picture, config: TrainConfig, moved: bool,
 
 
 class Batches:
-    """Draws batches from sources; `at(step)` gives rank `rank` its part of the batch of `world` ranks."""
+    """Draws batches from sources; `at(step)` gives rank `rank` its part of the batch of `world` ranks.
+
+    `photo_weights`: how often crops of each photo are drawn, relative to its size.
+    """
 
     def __init__(
         self,
@@ -339,6 +342,7 @@ class Batches:
         sources: Sources,
         alignment: Alignment,
         *,
+        photo_weights: Sequence[float] | None = None,
         rank: int = 0,
         world: int = 1,
         experts: bool = False,
@@ -366,7 +370,9 @@ class Batches:
                 "raw", lambda: RawCrops(sources.frames, colour, crop), lambda s: RawCrops([s.frame()], colour, crop)
             )
             self._photos = drawn(
-                "srgb", lambda: PhotoCrops(sources.photos, crop), lambda s: PhotoCrops([_photo(s)], crop)
+                "srgb",
+                lambda: PhotoCrops(sources.photos, crop, photo_weights),
+                lambda s: PhotoCrops([_photo(s)], crop),
             )
             if config.pseudo > 0 or experts:  # experts see a target beside the reference rendering of its raw
                 self._pseudo = PseudoRaws(sources.frames, alignment, colour)

@@ -138,9 +138,9 @@ class RawCrops:
 
 
 class PhotoCrops:
-    """Crops of photos, uint8 [2c, 2c, 3]."""
+    """Crops of photos, uint8 [2c, 2c, 3]; from a photo as often as its weight says (1 by default), times its size."""
 
-    def __init__(self, photos: Sequence[Picture], crop: int) -> None:
+    def __init__(self, photos: Sequence[Picture], crop: int, weights: Sequence[float] | None = None) -> None:
         large = [i for i, p in enumerate(photos) if min(p.shape[:2]) >= 2 * crop]
         if not large:
             raise UsageError(f"every photo is smaller than the crop of {2 * crop} px: use a smaller crop")
@@ -148,6 +148,8 @@ class PhotoCrops:
         self.photos = [photos[i] for i in large]
         self.kept = large
         self._areas = np.array([p.shape[0] * p.shape[1] for p in self.photos], np.float64) ** 0.5
+        if weights is not None:
+            self._areas *= [weights[i] for i in large]
         self.share = float(self._areas.sum())
 
     def sample(self, rng: np.random.Generator) -> tuple[Picture, int]:
