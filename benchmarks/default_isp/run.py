@@ -26,7 +26,7 @@ from eguot_train.data.batches import Sources
 from eguot_train.data.synth import dng_bytes
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render
-from eguot_train.trainer import fit_reference
+from eguot_train.trainer import align
 
 
 def libraw(frame: RawFrame) -> np.ndarray:
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     test = list_pairs(folder / "test")
     seen = list_pairs(folder / "train")[::3]
     sources = Sources(frames=[p.frame() for p in seen], photos=[p.truth() for p in seen])
-    alignment, _ = fit_reference(TrainConfig(mode="unpaired"), sources)
+    alignment = align(TrainConfig(mode="unpaired"), sources)
     with ISP.load() as isp:
         rows = {
             "R(x)": reference_render(Alignment()),

@@ -38,7 +38,7 @@ from eguot_train.data.splits import real_split, synthetic_split
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
-from eguot_train.trainer import fit_reference, train
+from eguot_train.trainer import align, train
 
 MODES = ("supervised", "paired", "unpaired", "mixed")
 ISPS = "qisp-s,qisp-m,efficientisp,robustisp,lan"
@@ -103,7 +103,7 @@ def _run(job: Job, place: Path, data: Path, steps: int, crop: int) -> None:
     config = config_of(job, data, steps, crop) if job.isp != "R(x)" else _reference_config(data, crop)
     started = time.monotonic()
     if job.isp == "R(x)":
-        alignment = fit_reference(config, load_sources(config))[0] if job.mode == "aligned" else Alignment()
+        alignment = align(config, load_sources(config)) if job.mode == "aligned" else Alignment()
         render = reference_render(alignment, config.color_input)
     else:
         train(config, place / "run", resume=(place / "run").exists())

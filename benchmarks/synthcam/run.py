@@ -35,7 +35,7 @@ from eguot_train.data.splits import synthetic_split
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
-from eguot_train.trainer import fit_reference, train
+from eguot_train.trainer import align, train
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
 
@@ -177,7 +177,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
     if name in ("reference", "aligned"):
         alignment = Alignment()
         if name == "aligned":
-            alignment, _ = fit_reference(config, load_sources(config))
+            alignment = align(config, load_sources(config))
         result = score(reference_render(alignment, config.color_input), pairs, name)
     else:
         config = config.with_settings(ROWS[name].settings)

@@ -248,7 +248,7 @@ def _train(
                 warn(f"skipped {line}")
                 told += 1
             if done == refit:
-                fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.weights))
+                fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.means))
                 reference = Reference(fixed.alignment)
                 batches.realign(fixed.alignment)
             if not first:
@@ -346,7 +346,7 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     """Alignment from colour samples; cost scales from unrelated references and targets."""
     if not config.unpaired:
         return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
-    alignment, typical = fit_reference(config, sources)
+    alignment = align(config, sources)
     count = replace(config, pseudo=0.0, batch=32, accumulate=1, mode="unpaired")
     batch = Batches(count, sources, alignment).at(CALIBRATION)
     assert batch.raw_v is not None
@@ -355,23 +355,21 @@ def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
     cost = Cost(config.cost_strength, config.cost_weights).calibrate(references, batch.target)
     with torch.no_grad():
         pair_scale = float(pair_loss(references, batch.target).median())
-    return Fixed(alignment, cost, pair_scale, typical)
+    return Fixed(alignment, cost, pair_scale, typicality(config, sources, alignment))
 
 
-def fit_reference(config: TrainConfig, sources: Sources) -> tuple[Alignment, list[float] | None]:
-    """The alignment before the first step, and the weights of the photos that it was fitted with; None: all alike.
+def typicality(config: TrainConfig, sources: Sources, alignment: Alignment) -> list[float] | None:
+    """How often to draw each photo, None: all alike. Balanced transport counts every target in full.
 
-    Balanced transport counts every target in full, and so does the plain alignment; of streams no photo is kept.
+    The alignment is not fitted with it: photos that look like the raws through a first alignment would confirm it.
     """
-    alignment = align(config, sources)
-    if not config.weighted_alignment or config.psi_target == "linear" or "srgb" in sources.streamed:
-        return alignment, None
-    typical = photo_typicality(sources.frames, sources.photos, alignment, config.color_input)
-    return align(config, sources, typical), typical
+    if config.psi_target == "linear" or "srgb" in sources.streamed:
+        return None
+    return photo_typicality(sources.frames, sources.photos, alignment, config.color_input)
 
 
 def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
-    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: what each photo counts."""
+    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: mean w(y) of each photo."""
     source, target = colour_samples(config, sources)
     if not config.weighted_alignment:
         return fit_plain_alignment(source, target)
