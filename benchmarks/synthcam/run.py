@@ -26,10 +26,13 @@ from PIL import Image
 
 from eguot_sdk.evaluation import Render, evaluate
 from eguot_sdk.isp import ISP
+from eguot_sdk.likeness import PictureSet, summarise
 from eguot_sdk.pairs import Pair, list_pairs
+from eguot_sdk.raw import RawFrame
 from eguot_train.checkpoint import load_run
 from eguot_train.config import Mode
-from eguot_train.data.batches import load_sources
+from eguot_train.cost import cost_terms
+from eguot_train.data.batches import load_sources, pictures
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
 from eguot_train.recipes import for_machine
@@ -57,6 +60,8 @@ class Row:
 
 COMMITTEE = "experts=colour,structure,frequency"
 SHARES = "omega=0.02,0.02,0.02"
+ALONE = "pseudo=0"
+"""No pseudo-pairs: the picture is left to transport and the committee, as in the paper."""
 ROWS: dict[str, Row] = {
     "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, plain alignment"),
     "pseudo": Row("unpaired", ("transport=0",), "unpaired, transport off (pseudo-pairs only)"),
@@ -67,6 +72,11 @@ ROWS: dict[str, Row] = {
     "no-colour": Row("unpaired", ("experts=structure,frequency", SHARES), "committee without the colour expert"),
     "no-structure": Row("unpaired", ("experts=colour,frequency", SHARES), "committee without the structure expert"),
     "no-frequency": Row("unpaired", ("experts=colour,structure", SHARES), "committee without the frequency expert"),
+    "alone": Row("unpaired", (ALONE,), "transport alone"),
+    "alone-committee": Row("unpaired", (ALONE, COMMITTEE), "transport and committee"),
+    "alone-no-colour": Row("unpaired", (ALONE, "experts=structure,frequency"), "without the colour expert"),
+    "alone-no-structure": Row("unpaired", (ALONE, "experts=colour,frequency"), "without the structure expert"),
+    "alone-no-frequency": Row("unpaired", (ALONE, "experts=colour,structure"), "without the frequency expert"),
     "outliers5": Row("unpaired", (), "unpaired, 5% outliers", outliers=0.05),
     "outliers10": Row("unpaired", (), "unpaired, 10% outliers", outliers=0.1),
     "outliers20": Row("unpaired", (), "unpaired, 20% outliers", outliers=0.2),
@@ -86,8 +96,21 @@ DEFAULT_ROWS = ("pseudo", "unpaired", "supervised")
 
 
 def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
-    """Means over the test pairs."""
-    return evaluate(render, pairs, label=label).summary()
+    """Means over the test pairs, and what each expert watches over: Lab colours, structure (C2), spectra."""
+    kept: list[np.ndarray] = []
+
+    def watched(frame: RawFrame) -> np.ndarray:
+        kept.append(render(frame))
+        return kept[-1]
+
+    result = evaluate(watched, pairs, label=label).summary()
+    made, wanted, structure = PictureSet(), PictureSet(), []
+    for picture, pair in zip(kept, pairs, strict=True):
+        truth = pair.truth()
+        made.add(summarise(picture))
+        wanted.add(summarise(truth))
+        structure.append(float(cost_terms(pictures([truth]), pictures([picture]))[0, 3]))
+    return result | made.distances(wanted) | {"structure": float(np.mean(structure))}
 
 
 def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
@@ -225,6 +248,12 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
         areas = [r["outlier_auc"] for r in found if r.get("outlier_auc") is not None]
         cells.append(f"{np.mean(areas):.2f}" if areas else "")
         lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
+    watched = [(name, [r for r in results if r["row"] == name]) for name in order if name.startswith("alone")]
+    if watched:
+        lines += ["", "| | dE2000 | Lab, sliced Wasserstein | structure (C2) | spectra dB |", "|---|---|---|---|---|"]
+        for name, found in watched:
+            means = [np.mean([r[key] for r in found]) for key in ("de2000", "swd_lab", "structure", "log_spectral")]
+            lines.append(f"| {shows[name]} | {' | '.join(f'{mean:.3g}' for mean in means)} |")
     return "\n".join(lines)
 
 
