@@ -18,6 +18,7 @@ CHANGED: dict[str, Any] = {
     "lr_potential": 0.25, "ema": 0.5, "transport": 0.1,
     "pseudo": 0.2, "weighted_alignment": False,
     "refit": 0.7, "register_pairs": True, "psi_source": "kl", "psi_target": "chi2", "alpha": 2.0,
+    "find_pairs": False,
     "alpha_start": 3.0, "alpha_fraction": 0.3, "cost_strength": 9.0, "cost_weights": (0.1, 0.2, 0.3, 0.4),
     "potential_width": 8, "potential_reduce": 1, "r1": 0.0, "r1_every": 2, "warmup": 0.5, "experts": ("frequency",),
     "omega": (0.3, 0.2, 0.1), "experts_width": 8, "lr_experts": 0.01, "checkpoint_every": 1, "val_every": 2,
