@@ -13,9 +13,12 @@ from dataset_fixtures import make_ntire, make_zrr, phone, shots
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_train.cli_data import data
+from eguot_train.config import TrainConfig
 from eguot_train.data import prepare as module
+from eguot_train.data.batches import load_sources
 from eguot_train.data.prepare import SUMMARY, prepare
-from eguot_train.data.shards import read_index, shard_files
+from eguot_train.data.shards import is_shards, read_index, shard_files
+from eguot_train.evaluate import pairs_to_score
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -59,6 +62,19 @@ def test_unpaired_shards_share_no_scene(tmp_path: Path) -> None:
     assert not raws & photos
     assert read_index(shard_files(out / "raw")[0], "pairs")[0] == []
     assert len(read_index(shard_files(out / "test")[0], "pairs")[0]) == 3
+    assert is_shards(out, "raw")
+    assert not is_shards(out, "pairs")  # the training pairs were taken apart
+
+
+def test_a_prepared_folder_is_named_whole(folders: dict[str, str], tmp_path: Path) -> None:
+    """Training reads its training part, scoring its test part; a folder without parts serves for both."""
+    prepare(make_zrr(tmp_path / "zrr"), tmp_path / "out")
+    sources = load_sources(TrainConfig(mode="paired", pairs=str(tmp_path / "out")))
+    assert {pair.shard.parent.name for pair in sources.pairs} == {"train"}  # type: ignore[attr-defined]
+    assert [pair.name for pair in pairs_to_score(tmp_path / "out")[0]] == ["0", "1", "2"]
+    prepare(Path(folders["pairs"]), tmp_path / "plain")
+    assert len(pairs_to_score(tmp_path / "plain")[0]) == 3
+    assert load_sources(TrainConfig(mode="supervised", pairs=str(tmp_path / "plain"))).pairs
 
 
 def test_wrong_levels_are_refused_before_anything_is_written(tmp_path: Path) -> None:

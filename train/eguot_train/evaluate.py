@@ -33,10 +33,10 @@ MANY = 24
 
 def pairs_to_score(folder: str | Path) -> tuple[list[PairLike], list[str]]:
     """The pairs to score on: of shards, or the test part of a data set; and notes. Raises UsageError."""
-    if is_shards(folder):
+    if is_shards(folder, "test"):
         found: list[PairLike] = []
         notes = []
-        for shard in shard_files(folder):
+        for shard in shard_files(folder, "test"):
             samples, problem = read_index(shard, "pairs")
             found += samples
             notes += [problem] if problem else []

@@ -154,12 +154,12 @@ def load_sources(config: TrainConfig) -> Sources:
     if config.unpaired:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
-        if is_shards(config.raw):
+        if is_shards(config.raw, "raw"):
             sources.frames = _open_shards(config, sources, "raw", _frame)
         else:
             items = _half(sources, config.raw, config.srgb, 0)
             _, sources.frames = _read(config, sources, "raw", items, "usable raw files", _frame, _frame)
-        if is_shards(config.srgb):
+        if is_shards(config.srgb, "srgb"):
             sources.photos = _open_shards(config, sources, "srgb", _photo)
             sources.photo_names = [""] * len(sources.photos)
         else:
@@ -169,7 +169,7 @@ def load_sources(config: TrainConfig) -> Sources:
     if config.paired:
         if config.pairs is None:
             raise UsageError(f"{config.mode} training needs --pairs DIR")
-        if is_shards(config.pairs):
+        if is_shards(config.pairs, "pairs"):
             sources.pairs += _open_shards(config, sources, "pairs", _checked_pair)
         else:
             dataset = open_dataset(config.pairs)
@@ -258,7 +258,7 @@ def _item_stream(items: Sequence[Item], role: Role, seed: int, rank: int, world:
 
 def _open_shards(config: TrainConfig, sources: Sources, role: Role, read: Callable[[ShardSample], T]) -> list[T]:
     """Note a role's shards and read what their order begins with."""
-    files = shard_files(str(getattr(config, role)))
+    files = shard_files(str(getattr(config, role)), role)
     sizes = ((path.name, path.stat().st_size) for path in files)
     sources.notes.append(f"{role}: first window of {len(files)} shards")
     return _stream(sources, role, partial(_shard_stream, files, role, config.seed), config.window, sizes, read)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from io import BytesIO
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,15 @@ from eguot_sdk.raw import RawFrame
 from .crops import Picture, load_photo
 from .window import Role, Stream
 
+Use = Literal["raw", "srgb", "pairs", "test"]
+"""What shards are read for: a role in training, or scoring."""
+PARTS_FOR: dict[Use, tuple[str, ...]] = {
+    "raw": ("raw", "all"),
+    "srgb": ("srgb", "all"),
+    "pairs": ("train", "all"),
+    "test": ("test", "val", "all"),
+}
+"""Folders of a prepared set to read, the first that is there."""
 SHARD_BYTES = 512 << 20
 MAX_MEMBER_BYTES = 1 << 30
 MAX_MEMBERS = 1 << 20
@@ -104,20 +114,20 @@ def _members(sample: Sample) -> Iterator[tuple[str, bytes]]:
         yield f"{sample.name}_srgb.png", png.getvalue()
 
 
-def is_shards(where: str | Path) -> bool:
-    """Whether an argument names a set of shards: a .tar, a pattern, or a folder with .tar files at its top."""
-    text = str(where)
-    if text.endswith(".tar"):
-        return True
-    folder = Path(where)
-    return folder.is_dir() and any(p.suffix == ".tar" for p in folder.iterdir())
+def is_shards(where: str | Path, use: Use = "pairs") -> bool:
+    """Whether an argument names a set of shards: a .tar, a pattern, or a folder with .tar files at its top.
+
+    Of a folder that `prepare` made the part for `use` is meant.
+    """
+    return str(where).endswith(".tar") or _shard_folder(Path(where), use) is not None
 
 
-def shard_files(where: str | Path) -> list[Path]:
+def shard_files(where: str | Path, use: Use = "pairs") -> list[Path]:
     """The shards that a folder, file or pattern names, sorted. Raises UsageError where one is missing or none is."""
     text = str(where)
     if Path(text).is_dir():
-        found = sorted(p for p in Path(text).iterdir() if p.suffix == ".tar" and p.is_file())
+        folder = _shard_folder(Path(text), use)
+        found = sorted(p for p in folder.iterdir() if p.suffix == ".tar" and p.is_file()) if folder else []
     elif NUMBERS.search(text):
         found = [Path(p) for p in _numbered(text)]
     elif has_magic(text):
@@ -131,6 +141,12 @@ def shard_files(where: str | Path) -> list[Path]:
     if not found:
         raise UsageError(f"{text}: no shards; expected .tar files")
     return found
+
+
+def _shard_folder(folder: Path, use: Use) -> Path | None:
+    """The folder itself, or the part of it, that holds .tar files."""
+    places = [folder, *(folder / part for part in PARTS_FOR[use])]
+    return next((p for p in places if p.is_dir() and any(f.suffix == ".tar" for f in p.iterdir())), None)
 
 
 def _numbered(text: str) -> list[str]:
