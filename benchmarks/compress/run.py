@@ -20,10 +20,9 @@ from typing import Any
 
 import click
 import numpy as np
-import torch
 
 from eguot_compress.convert import convert
-from eguot_compress.fake_quant import QuantIsp, quantise_body
+from eguot_compress.fake_quant import exact_render, quantise_body
 from eguot_compress.material import Folders
 from eguot_compress.ptq import quantize
 from eguot_compress.qat import qat
@@ -114,12 +113,11 @@ def twin_render(run: Path, loaded: LoadedRun) -> Callable[[RawFrame], np.ndarray
     assert held is not None
     body = quantise_body(held[0], bits=8)
     body.load_state(held[1])
-    net = QuantIsp(body, loaded.net.shuffle).eval()
+    body.eval()
 
     def render(frame: RawFrame) -> np.ndarray:
         planes, (y, x) = frame_planes(frame, loaded.config.color_input, loaded.net.halo, loaded.net.multiple)
-        with torch.no_grad():
-            return to_uint8(net(planes)[0, :, y : y + frame.height, x : x + frame.width])
+        return to_uint8(exact_render(body, loaded.net.shuffle, planes)[0, :, y : y + frame.height, x : x + frame.width])
 
     return render
 

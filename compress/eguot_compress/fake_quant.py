@@ -4,6 +4,7 @@ Owns where quantisers sit and what they do; leaves out calibration data (`calibr
 Weights are int8 per output channel, symmetric; activations are int8 per tensor with a zero point, or int16 symmetric.
 A convolution or sum followed by ReLU is one unit: the quantiser sits after the ReLU, as runtimes fuse it. Input and
 output ranges are fixed to [0, 1] (scale 1/255, zero point -128 for int8), so the stored output clamps by itself.
+The scales around a leaky ReLU are tied so that the kernel of phones computes it without a rounding of its own.
 When `exporting` is on, the same scales leave as `quantized_decomposed` ops, the form the converters read.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +29,10 @@ from eguot_train.isps.microisp import at_least
 
 Bits = Literal[8, 16]
 PERCENTILE = 99.99
+LEAKY_STEPS = 256
+"""Steps of 1 in which XNNPACK's leaky ReLU keeps its two factors."""
+TRIFLE = 4e-6
+"""More than float32 loses, too little to reach the next 1/256 of a step."""
 SAMPLES_PER_CALL = 1 << 14
 
 _RELU_LIKE: set[Any] = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
@@ -113,6 +119,11 @@ class FakeQuant(nn.Module):
             now_low, now_high = self.range()
             self.set_range(min(low, now_low), max(high, now_high))
 
+    def take_range_of(self, constant: Tensor) -> None:
+        """Cover the values of a parameter, and learn nothing more."""
+        self.set_range(float(constant.detach().min()), float(constant.detach().max()))
+        self.fixed = (float(self.scale), int(self.zero_point))
+
     def range(self) -> tuple[float, float]:
         """Smallest and largest value the integer type can hold at the present scale."""
         scale, zero_point = float(self.scale), int(self.zero_point)
@@ -130,13 +141,54 @@ class FakeQuant(nn.Module):
         self.zero_point.fill_(zero_point)
 
 
+class QuantLeaky(nn.Module):
+    """A leaky ReLU between two int8 quantisers, in numbers that XNNPACK's kernel computes as torch does.
+
+    That kernel multiplies steps by whole numbers of 1/256, one factor above zero and one below; any other factor is
+    rounded to such a number, which moves one value in eight by a step. So the scale before is made k / 256 of the scale
+    after and the slope m / k. It rounds halves upwards, torch to even: factors a trifle off k and m leave no halves.
+    """
+
+    def __init__(self, slope: float, before: FakeQuant, after: FakeQuant) -> None:
+        super().__init__()
+        self.slope = slope
+        self.ends = (before, after)  # a tuple: they are modules of the graph, not of this one
+        self.exporting: float | None = None
+
+    def stored_slope(self) -> float:
+        """The slope that the scales of both ends allow, near the network's."""
+        before, after = self.ends
+        if before.bits != 8:
+            return self.slope
+        ratio = max(1, round(LEAKY_STEPS * float(before.scale) / float(after.scale)))
+        return round(self.slope * ratio) / ratio * (1 - 3 * TRIFLE)
+
+    def tie(self) -> None:
+        """Widen the range before it by as little as makes its scale a whole number of 1/256 of the scale after it."""
+        before, after = self.ends
+        if before.bits != 8 or before.fixed is not None or before is after:
+            return
+        low, _ = before.range()
+        ratio = max(1, math.ceil(LEAKY_STEPS * float(before.scale) / float(after.scale) - 0.01))
+        scale = float(np.float32(float(after.scale) * ratio / LEAKY_STEPS * (1 + TRIFLE)))
+        before.scale.fill_(scale)
+        before.zero_point.fill_(int(np.clip(round(-128 - low / scale), -128, 127)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.exporting is not None:
+            return F.leaky_relu(x, self.exporting)
+        return F.leaky_relu(x, self.stored_slope() if self.ends[1].enabled else self.slope)
+
+
 class QuantConv(nn.Module):
     """A convolution whose weights are rounded to int8 steps, one scale per output channel.
 
-    Scales are `fixed_scale` where set, else largest weight / 127. Holds the original layer, so its parameters keep
-    their identity and their names inside the network.
+    Scales are `fixed_scale` where set, else largest weight / 127. The bias is rounded to steps of the sum: input
+    scale times weight scale. Unrounded it would tip one output in a thousand to another step, and each layer after
+    it more of them. Holds the original layer, so its parameters keep their identity and their names in the network.
     """
 
+    export_bias: Tensor | None
     export_scale: Tensor
     export_zero: Tensor
     export_steps: Tensor | None
@@ -148,9 +200,12 @@ class QuantConv(nn.Module):
         self.axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
         self.exporting = False
         self.enabled = True
+        self.source: tuple[FakeQuant, ...] = ()
+        """The quantiser of its input, where there is one; a tuple, for it is a module of the graph and not of this."""
         channels = conv.weight.shape[self.axis]
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("export_steps", None, persistent=False)
+        self.register_buffer("export_bias", None, persistent=False)
         self.register_buffer("export_scale", torch.ones(channels), persistent=False)
         self.register_buffer("export_zero", torch.zeros(channels, dtype=torch.int64), persistent=False)
 
@@ -186,16 +241,26 @@ class QuantConv(nn.Module):
         zero = torch.zeros(scale.shape, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
 
+    def bias(self) -> Tensor | None:
+        """The bias as the file will hold it, in float; None where the layer has none. Gradients pass."""
+        bias = self.conv.bias
+        if bias is None or not self.source or not self.enabled or not self.source[0].enabled:
+            return bias
+        if self.exporting:
+            return self.export_bias
+        step = self.source[0].scale * self.scales()
+        return bias + (torch.round(bias.detach() / step) * step - bias.detach())
+
     def forward(self, x: Tensor) -> Tensor:
-        conv, weight = self.conv, self.weight()
+        conv, weight, bias = self.conv, self.weight(), self.bias()
         if isinstance(conv, nn.Linear):
-            return F.linear(x, weight, conv.bias)
+            return F.linear(x, weight, bias)
         if isinstance(conv, nn.ConvTranspose2d):
             assert not isinstance(conv.padding, str)
             return F.conv_transpose2d(
-                x, weight, conv.bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
+                x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
             )
-        return F.conv2d(x, weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,6 +327,19 @@ class QuantBody(nn.Module):
             conv.fixed_scale = torch.tensor(state.weights[name], dtype=torch.float32)
             conv.enabled = name not in state.float_layers
 
+    def leaky(self) -> list[QuantLeaky]:
+        """Leaky ReLUs, in the order of the graph."""
+        return [m for m in self.modules() if isinstance(m, QuantLeaky)]
+
+    def settle(self, *, keep: float = 0.0, cover: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Turn what quantisers observed into scales (`FakeQuant.settle`) of at least the ranges `cover`, by name."""
+        for name, quantiser in self.quantisers().items():
+            quantiser.settle(keep=keep)
+            if cover is not None:
+                quantiser.cover(*cover[name])
+        for layer in self.leaky():
+            layer.tie()
+
     def observe(self, on: bool) -> None:
         """Switch the learning of ranges on or off."""
         for quantiser in self.quantisers().values():
@@ -285,15 +363,21 @@ class QuantBody(nn.Module):
         quantisers, convolutions = self.quantisers().values(), self.convolutions().values()
         for conv in convolutions:
             conv.export_scale.copy_(conv.scales())
+            bias = conv.bias()
+            conv.export_bias = None if bias is None else bias.detach().clone()
             conv.exporting = conv.enabled
             conv.export_steps = conv.steps() if stored else None
         for quantiser in quantisers:
             quantiser.exporting = (float(quantiser.scale), int(quantiser.zero_point))
+        for layer in self.leaky():
+            layer.exporting = layer.stored_slope()
         try:
             yield self
         finally:
+            for layer in self.leaky():
+                layer.exporting = None
             for conv in convolutions:
-                conv.exporting, conv.export_steps = False, None
+                conv.exporting, conv.export_steps, conv.export_bias = False, None, None
             for quantiser in quantisers:
                 quantiser.exporting = None
 
@@ -307,6 +391,19 @@ class QuantIsp(nn.Module):
 
     def forward(self, planes: Tensor) -> Tensor:
         return F.pixel_shuffle(self.body(planes), self.shuffle)
+
+
+def exact_render(body: QuantBody, shuffle: int, planes: Tensor) -> Tensor:
+    """What `body` makes of [N, 4, h, w], one picture at a time, as integer kernels do: without rounding inside a sum.
+
+    Sums in float32 tip one value in ten thousand to another step, and every layer after it more of them: a deep network
+    then differs from its own file in several percent of the picture.
+    """
+    twin = QuantIsp(copy.deepcopy(body), shuffle)
+    for parameter in twin.parameters():
+        parameter.data = parameter.data.double()
+    with torch.no_grad():
+        return torch.cat([twin(p[None].double()).float() for p in planes])
 
 
 def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
@@ -323,6 +420,12 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     for path, module in modules.items():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             graph_module.set_submodule(path, QuantConv(module))
+    for node in graph_module.graph.nodes:
+        layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, QuantConv):
+            source = _source(node.args[0], modules)
+            quantiser = graph_module.get_submodule(str(source.target)) if source.op == "call_module" else None
+            layer.source = (quantiser,) if isinstance(quantiser, FakeQuant) else ()
     graph_module.graph.lint()
     graph_module.recompile()
     return QuantBody(graph_module, bits).train(net.training)
@@ -339,10 +442,45 @@ def _insert_quantisers(graph_module: fx.GraphModule, modules: dict[str, nn.Modul
             if value is not None and not at_edge and bits == 16:
                 value = (1 / 32768, 0)
             quantiser = holders[name] = FakeQuant(bits, value)
+            if special == "constant":
+                quantiser.take_range_of(_parameter(graph_module, node))
             graph_module.add_module(name, quantiser)
         with graph_module.graph.inserting_after(node):
             placed = graph_module.graph.call_module(name, (node,))
         node.replace_all_uses_with(placed, delete_user_cb=lambda user, placed=placed: user is not placed)  # type: ignore[misc]
+    _tie_leaky(graph_module, modules)
+
+
+def _parameter(graph_module: fx.GraphModule, node: fx.Node) -> Tensor:
+    path, _, name = str(node.target).rpartition(".")
+    value: Tensor = getattr(graph_module.get_submodule(path), name)
+    return value
+
+
+def _tie_leaky(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Put a QuantLeaky in the place of every leaky ReLU that nothing else reads the input of."""
+    for node in list(graph_module.graph.nodes):
+        slope = _slope(node, modules)
+        if slope is None:
+            continue
+        ends = [graph_module.get_submodule(str(n.target)) for n in (node.args[0], *node.users) if n.op == "call_module"]
+        if len(ends) != 2 or not all(isinstance(end, FakeQuant) for end in ends) or len(node.args[0].users) != 1:
+            continue
+        name = f"leaky_{node.name}"
+        graph_module.add_module(name, QuantLeaky(slope, *ends))  # type: ignore[arg-type]
+        with graph_module.graph.inserting_after(node):
+            placed = graph_module.graph.call_module(name, (node.args[0],))
+        node.replace_all_uses_with(placed)
+        graph_module.graph.erase_node(node)
+
+
+def _slope(node: fx.Node, modules: dict[str, nn.Module]) -> float | None:
+    """Of a leaky ReLU; None for another op."""
+    if node.op == "call_module" and isinstance(leaky := modules.get(str(node.target)), nn.LeakyReLU):
+        return leaky.negative_slope
+    if node.target is F.leaky_relu:
+        return float(node.args[1] if len(node.args) > 1 else node.kwargs.get("negative_slope", 0.01))  # type: ignore[arg-type]
+    return None
 
 
 class _Body(nn.Module):
@@ -377,8 +515,7 @@ def calibrate(body: QuantBody, tiles: Iterable[Tensor]) -> None:
             body(tile)
     body.observe(False)
     body.enable(True)
-    for quantiser in body.quantisers().values():
-        quantiser.settle()
+    body.settle()
 
 
 def last_convolution(net: nn.Module) -> str | None:
@@ -447,7 +584,8 @@ Site = tuple[fx.Node, str, tuple[float, int] | str | None]
 
 
 def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> list[Site]:
-    """Nodes to put a quantiser after, its name, and what is special: "edge" (input, output) or a fixed range."""
+    """Nodes to put a quantiser after, its name, and what is special: "edge" (input, output), "constant" (a parameter
+    that ops on single values read) or a fixed range."""
     nodes = list(graph.graph.nodes)
     output = nodes[-1]
     last_value = _source(output.args[0], modules)
@@ -462,7 +600,9 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
             sites.append((node, f"q_{node.name}", _FIXED[kind]))
         elif (kind in _VALUE and not _fused_with_relu(node, modules)) or kind in _RELU_LIKE or kind in _CONCAT:
             sites.append((node, f"q_{node.name}", None))
-        elif node.op not in ("output", "get_attr") and kind not in _VALUE and kind not in _SAME_RANGE:
+        elif node.op == "get_attr":
+            sites.append((node, f"q_{node.name}", "constant"))
+        elif node.op != "output" and kind not in _VALUE and kind not in _SAME_RANGE:
             name = _op_name(node, modules)
             raise EguotError(f"{name} has no int8 form here: use conv, ReLU, add, mul, mean or concat")
     return _tie_concats(sites, modules)
@@ -496,7 +636,7 @@ def _fused_with_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., Any] | str | None:
     if node.op == "call_module":
-        return type(modules[str(node.target)])
+        return type(modules[str(node.target)]) if node.target in modules else None  # None: a quantiser put in since
     if node.op in ("call_function", "call_method"):
         return node.target
     return None

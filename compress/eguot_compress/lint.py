@@ -200,8 +200,8 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Findin
     if kind in (nn.ConvTranspose2d, F.conv_transpose2d):
         yield Finding(
             severity="warning", targets=_TFLITE, where=_where(node),
-            what="a transposed convolution stays in float in int8 files and ties a file to one tile (another crashes "
-            "tflite-runtime 2.14); use a larger tail shuffle",
+            what="a transposed convolution ties a file to one tile (another crashes tflite-runtime 2.14); "
+            "use a larger tail shuffle",
         )  # fmt: skip
     if kind in _SQUASHES and _reaches_output(node):
         yield Finding(

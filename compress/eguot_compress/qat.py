@@ -57,9 +57,7 @@ def qat(
 
     def after_step(step: int) -> None:
         if step + 1 < FREEZE_AT * steps and (step + 1) % SETTLE_EVERY == 0:
-            for name, quantiser in body.quantisers().items():
-                quantiser.settle(keep=KEEP)
-                quantiser.cover(*starts[name])
+            body.settle(keep=KEEP, cover=starts)
         elif step + 1 >= FREEZE_AT * steps:
             body.observe(False)
 

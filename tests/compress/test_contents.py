@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from eguot_compress.convert.contents import Contents, compare_scales
 from eguot_compress.convert.formats import FORMATS, Format, as_stored, from_stored
-from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
+from eguot_compress.fake_quant import QuantIsp, QuantState, exact_render, quantise_body
 from eguot_compress.integer_form import integer_form
-from eguot_compress.lint import lint_network
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
 from eguot_sdk.spec import IspSpec, Precision, TensorSpec
@@ -114,16 +113,77 @@ class _Upwards(IspNet):
         return self.tail(torch.relu(self.up(torch.relu(self.down(planes)))))  # type: ignore[no-any-return]
 
 
-def test_a_transposed_convolution_is_said_to_stay_in_float(pictures: Tensor, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["w8a8", "w8a16"])
+def test_a_transposed_convolution_is_held_in_integers(pictures: Tensor, tmp_path: Path, precision: Precision) -> None:
     torch.manual_seed(0)
-    net, state = post_train(_Upwards().eval(), pictures, bits=8)
-    assert any("stays in float" in f.what for f in lint_network(_Upwards()))
-    for format_, left in (("tflite", ["up"]), ("onnx", [])):
-        kind = FORMATS[format_]  # type: ignore[index]
-        path = tmp_path / f"t.{kind.suffix}"
-        kind.write(net, "w8a8", path, side=32, state=state)
-        assert compare_scales(kind.read(path), state, left).differing == 0
-    assert compare_scales(FORMATS["tflite"].read(tmp_path / "t.tflite"), state).differing == 6
+    plain = _Upwards().eval()
+    with torch.no_grad():
+        plain.tail.weight.mul_(4)
+        plain.tail.bias.fill_(0.4)  # type: ignore[union-attr]
+    net, state = post_train(plain, pictures, bits=8 if precision == "w8a8" else 16)
+    wider = tuple(1.3 * s for s in state.weights["up"])  # as after training, when no weight lies on the last step
+    state = dataclasses.replace(state, weights={**state.weights, "up": wider})
+    kind, path = FORMATS["tflite"], tmp_path / "t.tflite"
+    kind.write(net, precision, path, side=32, state=state)
+    contents = kind.read(path)
+    assert compare_scales(contents, state).differing == 0
+    assert {"TRANSPOSE_CONV", "CONV_2D"} <= set(contents.ops)
+    assert "QUANTIZE" not in contents.ops
+    body = quantise_body(net, bits=state.bits)
+    body.load_state(state)
+    twin = exact_render(body, net.shuffle, pictures)
+    found = Difference.between(_through_file(path, precision, pictures), twin)
+    assert found.max_lsb <= 1.001
+    assert found.over_1_lsb == 0
+    assert float(twin.std()) > 0.05
+
+
+def _through_file(path: Path, precision: Precision, pictures: Tensor) -> Tensor:
+    kind = FORMATS["tflite"]
+    entry, exit_ = kind.inputs[precision], kind.outputs.get(precision, TensorSpec())
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=4, input=entry, output=exit_)
+    return from_stored(kind.run(path, as_stored(pictures, spec)), spec)
+
+
+class _Deep(IspNet):
+    """Leaky ReLUs between many convolutions, a sum with a parameter and one with a number."""
+
+    name, shuffle, halo, multiple = "deep", 2, 8, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1)
+        self.chain = nn.ModuleList(nn.Conv2d(8, 8, 3, padding=1) for _ in range(6))
+        self.offset = nn.Parameter(torch.linspace(-0.4, 0.3, 8)[:, None, None])
+        self.tail = nn.Conv2d(16, 12, 3, padding=1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        features = first = nn.functional.leaky_relu(self.first(planes), 0.2)
+        for conv in self.chain:
+            features = nn.functional.leaky_relu(conv(features), 0.1)
+        return self.tail(torch.cat([features + self.offset, first * 0.7], 1))  # type: ignore[no-any-return]
+
+
+def test_a_deep_network_with_leaky_relus_and_constants_is_its_file(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _Deep().eval()
+    with torch.no_grad():
+        for layer in (net.first, *net.chain):
+            layer.weight.mul_(2.5)  # type: ignore[operator, union-attr]
+        net.tail.bias.fill_(0.5)  # type: ignore[union-attr]
+    made, state = post_train(net, pictures, bits=8)
+    path = tmp_path / "t.tflite"
+    FORMATS["tflite"].write(made, "w8a8", path, side=32, state=state)
+    contents = FORMATS["tflite"].read(path)
+    assert compare_scales(contents, state).differing == 0
+    other = dataclasses.replace(state, activations={**state.activations, "q_net_offset": (0.01, 0)})
+    assert compare_scales(contents, other).differing == 2
+    body = quantise_body(made)
+    body.load_state(state)
+    twin = exact_render(body, 2, pictures)
+    found = Difference.between(_through_file(path, "w8a8", pictures), twin)
+    assert found.over_1_lsb < 1e-3
+    assert float(twin.std()) > 0.05
 
 
 class _Sloped(IspNet):
@@ -166,11 +226,7 @@ def test_prelu_reaches_an_int8_file(pictures: Tensor, tmp_path: Path) -> None:
     assert contents.ops["DEPTHWISE_CONV_2D"] == 2
     body = quantise_body(made)
     body.load_state(state)
-    from eguot_compress.convert.formats import INT8, as_stored, from_stored
-    from eguot_sdk.spec import IspSpec
-
-    spec = IspSpec(name="t", architecture="t", parameters=1, halo=3, input=INT8, output=INT8)
-    got = from_stored(FORMATS["tflite"].run(path, as_stored(pictures, spec)), spec)
+    got = _through_file(path, "w8a8", pictures)
     assert Difference.between(got, QuantIsp(body, 2)(pictures).detach()).over_2_lsb <= 0.002
     assert Difference.between(got, net(pictures).detach()).psnr_db > 35
 

@@ -12,6 +12,7 @@ from eguot_compress.fake_quant import (
     FakeQuant,
     QuantBody,
     QuantConv,
+    QuantLeaky,
     QuantState,
     calibrate,
     permute_tail,
@@ -192,3 +193,41 @@ def test_parts_of_a_concatenation_share_one_range(pictures: Tensor) -> None:
     body = quantise_body(_WithConcat())
     calibrate(body, [pictures])
     assert len(body.quantisers()) == 3  # input, the shared one, output
+
+
+def test_leaky_relu_is_the_integer_formula_of_the_kernel() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        before, after = FakeQuant(8), FakeQuant(8)
+        before.set_range(*(rng.uniform(0.05, 4, 2) * (-1, 1)))
+        after.set_range(*(rng.uniform(0.05, 4, 2) * (-1, 1)))
+        slope = float(rng.uniform(0.01, 0.5))
+        wide = before.range()
+        layer = QuantLeaky(slope, before, after)
+        layer.tie()
+        covered = before.range()
+        assert covered[1] - covered[0] >= (wide[1] - wide[0]) * 0.999
+        ratio = float(before.scale) / float(after.scale)
+        above, below = round(256 * ratio), round(256 * ratio * layer.stored_slope())
+        steps = np.arange(-128, 128)
+        x = steps - int(before.zero_point)
+        wanted = ((x * np.where(x >= 0, above, below) + 128) >> 8) + int(after.zero_point)
+        real = torch.from_numpy(x).double() * before.scale.double()
+        got = after(layer(real)) / after.scale.double() + after.zero_point
+        np.testing.assert_array_equal(got.round().numpy(), np.clip(wanted, -128, 127))
+
+
+def test_a_bias_lies_on_the_steps_of_the_sum(tiny: IspNet, pictures: Tensor) -> None:
+    body = quantise_body(tiny)
+    calibrate(body, [pictures])
+    for name, conv in body.convolutions().items():
+        (source,) = conv.source
+        bias, exact = conv.bias(), conv.conv.bias
+        assert bias is not None
+        assert exact is not None
+        steps = (bias / (source.scale * conv.scales())).detach().double()
+        torch.testing.assert_close(steps, steps.round(), atol=1e-2, rtol=1e-6, msg=name)
+        assert bool(((bias - exact).abs() <= 0.51 * source.scale * conv.scales()).all())
+    bias.sum().backward()
+    assert exact.grad is not None
+    assert bool((exact.grad == 1).all())

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
-from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, ending_in_convolution, quantise_body
+from eguot_compress.fake_quant import Bits, QuantState, ending_in_convolution, exact_render, quantise_body
 from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
@@ -231,7 +231,7 @@ class Holding:
             return render(self.net, planes)
         body = quantise_body(self.net, bits=self.state.bits)
         body.load_state(self.state)
-        return render(QuantIsp(body, self.net.shuffle), planes)
+        return exact_render(body, self.net.shuffle, planes)
 
     def with_float_layer(self, name: str, original: IspNet) -> Holding:
         """The same with one layer as it was before quantisation."""
@@ -310,8 +310,7 @@ def _write_and_measure(
     file = from_stored(kind.run(path, as_stored(check.golden, spec)), spec)
     if holding.state is None:
         return measure(file, network, network, check, None), spec
-    left_float = [n for n, module in holding.net.named_modules() if isinstance(module, kind.float_kinds)]
-    scales = compare_scales(kind.read(path), holding.state, left_float) if kind.exact else None
+    scales = compare_scales(kind.read(path), holding.state) if kind.exact else None
     return measure(file, holding.render(check.golden), network, check, scales), spec
 
 

@@ -51,9 +51,8 @@ class FileFormat:
     run: Callable[[Path, Stored], Stored]
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
-    float_kinds: tuple[type[nn.Module], ...] = ()
-    """Layers that integer files of this format compute in float, between a DEQUANTIZE and a QUANTIZE, and whose output
-    size stands in the file: old runtimes write past their memory at another tile."""
+    sized_kinds: tuple[type[nn.Module], ...] = ()
+    """Layers whose output size stands in the file: old runtimes write past their memory at another tile."""
     ports: Callable[[Path], tuple[TensorSpec, TensorSpec]] | None = None
     read: Callable[[Path], Contents]
     """What a file holds."""
@@ -63,7 +62,7 @@ class FileFormat:
 
     def ties_size(self, net: nn.Module) -> bool:
         """Whether a file of `net` has one size in it."""
-        return any(isinstance(module, self.float_kinds) for module in net.modules())
+        return any(isinstance(module, self.sized_kinds) for module in net.modules())
 
 
 def _write_tflite(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
@@ -99,7 +98,7 @@ FORMATS: dict[Format, FileFormat] = {
         embed=_embed_tflite,
         run=run_tflite,
         read=read_tflite,
-        float_kinds=(nn.ConvTranspose2d,),  # litert-torch has no integer form of them
+        sized_kinds=(nn.ConvTranspose2d,),
         inputs={"w8a8": INT8, "w8a16": INT16},
         outputs={"w8a8": INT8},
     ),

@@ -1,6 +1,7 @@
 """Evaluates a Core ML program op by op, where Core ML itself is not at hand.
 
-Reads an .mlpackage from disk, rebuilds its MIL program with coremltools and computes every op with torch, in float32;
+Reads an .mlpackage from disk, rebuilds its MIL program with coremltools and computes every op with torch, in float32,
+or in float64 where the program quantises values, so that what the graph says is told from rounding inside a sum;
 results that the program stores as fp16 are rounded to fp16. What this cannot know: Apple's own rounding inside an op,
 compilation, and which processor takes what. Reports call it "evaluated, not run on Apple hardware".
 """
@@ -49,23 +50,24 @@ class MilProgram:
     def run(self, planes: Tensor) -> Tensor:
         """The program on one input, float32 as the file takes it; its output in float32."""
         (entry,) = self.function.inputs.values()
-        known: dict[str, Tensor] = {entry.name: planes}
+        kind = torch.float64 if any(op.op_type == "quantize" for op in self.operations) else torch.float32
+        known: dict[str, Tensor] = {entry.name: planes.to(kind)}
         with torch.no_grad():
             for op in self.operations:
-                values = {key: _value(var, known) for key, var in op.inputs.items() if var is not None}
+                values = {key: _value(var, known, kind) for key, var in op.inputs.items() if var is not None}
                 (result,) = op.outputs
                 known[result.name] = _stored(OPS[op.op_type](values), result)
-        return known[self.function.outputs[0].name]
+        return known[self.function.outputs[0].name].float()
 
 
-def _value(var: Any, known: Mapping[str, Tensor]) -> Any:
+def _value(var: Any, known: Mapping[str, Tensor], kind: torch.dtype) -> Any:
     if isinstance(var, list | tuple):
-        return [_value(v, known) for v in var]
+        return [_value(v, known, kind) for v in var]
     if var.name in known:
         return known[var.name]
     value = var.val
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.ndim:
-        return torch.from_numpy(np.array(value, np.float32 if value.dtype.kind == "f" else np.int64))
+        return torch.from_numpy(np.array(value)).to(kind if value.dtype.kind == "f" else torch.int64)
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -74,7 +76,7 @@ def _stored(result: Tensor, var: Any) -> Tensor:
     from coremltools.converters.mil.mil import types
 
     half = types.is_tensor(var.sym_type) and types.builtin_to_string(var.dtype) == "fp16"
-    return result.half().float() if half else result
+    return result.half().to(result.dtype) if half else result
 
 
 def _conv(v: Values) -> Tensor:
@@ -133,13 +135,13 @@ def _quantize(v: Values) -> Tensor:
 def _dequantize(v: Values) -> Tensor:
     x = v["input"]
     zero = 0 if v.get("zero_point") is None else _along(v["zero_point"], v.get("axis", 0), x)
-    return (x.float() - zero) * _along(v["scale"], v.get("axis", 0), x)
+    return (x - zero) * _along(v["scale"], v.get("axis", 0), x)
 
 
 def _constant_dequantize(v: Values) -> Tensor:
     data = v["quantized_data"]
     zero, scale = _along(v["zero_point"], v["axis"], data), _along(v["scale"], v["axis"], data)
-    return (data.float() - zero) * scale
+    return (data - zero) * scale
 
 
 def _pad_op(v: Values) -> Tensor:
@@ -192,7 +194,7 @@ OPS: dict[str, Callable[[Values], Tensor]] = {
     "upsample_nearest_neighbor": lambda v: F.interpolate(
         v["x"], scale_factor=(float(v["scale_factor_height"]), float(v["scale_factor_width"])), mode="nearest"
     ),
-    "cast": lambda v: v["x"].to({"int32": torch.int32}.get(v["dtype"], torch.float32)),
+    "cast": lambda v: v["x"].to(torch.int32) if v["dtype"] == "int32" else v["x"],
     "identity": lambda v: v["x"],
     "quantize": _quantize,
     "dequantize": _dequantize,

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from eguot_compress.fake_quant import (
+    QuantBody,
     QuantConv,
     QuantState,
     file_order,
@@ -22,7 +24,7 @@ from eguot_compress.fake_quant import (
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 
-from .tflite_edits import FloatLayer, finish_tflite
+from .tflite_edits import FloatLayer, TransposedLayer, finish_tflite
 
 if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
@@ -38,23 +40,45 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
     """
     ordered = permute_tail(net, net.shuffle)
     ordered.eval()
-    layers: list[FloatLayer] = []
     if state is not None:
+        layers: list[FloatLayer] = []
         body = quantise_body(ordered, bits=state.bits)
         tail = last_convolution(net)
         assert tail is not None
         body.load_state(state.reordered(tail, file_order(net.shuffle)))
+        transposed = _transposed(body) if state.bits is not None else []
         for name in state.float_layers:  # the converter would round their weights its own way: exchanged afterwards
             conv = body.convolutions()[name]
             layers.append(_float_layer(conv))
             conv.enabled = True
         with body.exporting():
             data = _litert(body, side, integers=True)
-    else:
-        data = _litert(float_body(ordered).eval(), side, integers=False)
-        if precision == "fp16":
-            data = _half_weights(data)
-    return finish_tflite(data, net.shuffle, layers)
+        return finish_tflite(data, net.shuffle, layers, transposed)
+    data = _litert(float_body(ordered).eval(), side, integers=False)
+    return finish_tflite(_half_weights(data) if precision == "fp16" else data, net.shuffle)
+
+
+def _transposed(body: QuantBody) -> list[TransposedLayer]:
+    """Give the transposed convolutions rounded weights without Q and DQ, and say what the file is to hold of them.
+
+    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ; where it sees none it
+    makes integers of them with scales of its own, which are then exchanged.
+    """
+    found = []
+    for conv in body.convolutions().values():
+        if not isinstance(layer := conv.conv, nn.ConvTranspose2d):
+            continue
+        found.append(
+            TransposedLayer(
+                conv.steps().permute(1, 2, 3, 0).contiguous().numpy(),
+                conv.scales().numpy().copy(),
+                None if layer.bias is None else layer.bias.detach().numpy().copy(),
+            )
+        )
+        with torch.no_grad():
+            layer.weight.copy_(conv.weight())
+        conv.enabled = False
+    return found
 
 
 def _float_layer(conv: QuantConv) -> FloatLayer:
@@ -72,8 +96,6 @@ def _litert(body: object, side: int, *, integers: bool) -> bytes:
             import litert_torch
     except ImportError as error:
         raise MissingDependency("litert-torch", needed_for="a TFLite file", pip="eguot-sdk[convert]") from error
-    import torch
-
     with quietly():
         from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
         from litert_torch.quantize.quant_config import QuantConfig

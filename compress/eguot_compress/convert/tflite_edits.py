@@ -34,17 +34,30 @@ class FloatLayer:
     bias: NDArray[np.float32]
 
 
-def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = ()) -> bytes:
+@dataclass(frozen=True, eq=False)
+class TransposedLayer:
+    """A transposed convolution that the converter gave scales of its own: `steps` int8 [O, h, w, I] of `scale` [O]."""
+
+    steps: NDArray[np.int8]
+    scale: NDArray[np.float32]
+    bias: NDArray[np.float32] | None
+
+
+def finish_tflite(
+    data: bytes, block: int, float_layers: Sequence[FloatLayer] = (), transposed: Sequence[TransposedLayer] = ()
+) -> bytes:
     """A converted body, one output [1, h, w, 3 * block**2] -> the file with the output [1, block*h, block*w, 3].
 
     int8 and float outputs keep type and scale, int16 leaves as float. Input and output are named `raw` and `srgb`.
-    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE.
+    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE; `transposed` get their own steps and scales.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = unpack_model(data)
     for layer in float_layers:
         _put_back_to_float(model, schema, layer)
+    for transposed_layer in transposed:
+        _put_own_scales(model, schema, transposed_layer)
     _widen_int16_biases(model, schema)
     for graph in model.subgraphs:
         for tensor in graph.tensors:
@@ -128,13 +141,50 @@ def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
     constants = []
     for index, values in ((conv.inputs[1], layer.weight), (conv.inputs[2], layer.bias)):
         tensor = copy.copy(graph.tensors[index])
-        buffer = schema.BufferT()
-        buffer.data = np.frombuffer(np.ascontiguousarray(values, np.float32).tobytes(), np.uint8)
-        model.buffers.append(buffer)
         constants.append(_new_tensor(model, tensor))
-        tensor.type, tensor.quantization, tensor.buffer = schema.TensorType.FLOAT32, None, len(model.buffers) - 1
+        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
+        tensor.buffer = _new_buffer(model, schema, values.astype(np.float32))
     conv.inputs, conv.outputs = [entry, *constants], [exit_]
     graph.operators[at : at + 1] = [into, conv, out]
+
+
+def _put_own_scales(model: Any, schema: Any, layer: TransposedLayer) -> None:
+    (graph,) = model.subgraphs
+    op = _find_transposed(model, schema, layer)
+    weight = graph.tensors[op.inputs[1]]
+    entry = float(graph.tensors[op.inputs[2]].quantization.scale[0])
+    weight.quantization = copy.copy(weight.quantization)
+    weight.quantization.scale = layer.scale
+    weight.buffer = _new_buffer(model, schema, layer.steps)
+    if layer.bias is not None:
+        bias = graph.tensors[op.inputs[BIAS_AT["TRANSPOSE_CONV"]]]
+        bias.quantization = copy.copy(bias.quantization)
+        bias.quantization.scale = np.float32(entry) * layer.scale
+        kind = np.int32 if bias.type == schema.TensorType.INT32 else np.int64
+        bias.buffer = _new_buffer(model, schema, np.round(layer.bias / bias.quantization.scale).astype(kind))
+
+
+def _find_transposed(model: Any, schema: Any, layer: TransposedLayer) -> Any:
+    """The op whose weights are those of the layer, to half a step of the converter's."""
+    (graph,) = model.subgraphs
+    wanted = layer.steps * layer.scale[:, None, None, None]
+    for op in graph.operators:
+        if model.operatorCodes[op.opcodeIndex].builtinCode == schema.BuiltinOperator.TRANSPOSE_CONV:
+            weight = graph.tensors[op.inputs[1]]
+            if tuple(weight.shape) == wanted.shape and weight.type == schema.TensorType.INT8:
+                stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8).reshape(wanted.shape)
+                scale = np.asarray(weight.quantization.scale, np.float32)[:, None, None, None]
+                if np.all(np.abs(stored * scale - wanted) <= 0.51 * scale):
+                    return op
+    raise EguotError("TFLite: the converter left no integer form of a transposed convolution")
+
+
+def _new_buffer(model: Any, schema: Any, values: NDArray[Any]) -> int:
+    """Add a constant; the index of its buffer."""
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(np.ascontiguousarray(values).tobytes(), np.uint8)
+    model.buffers.append(buffer)
+    return len(model.buffers) - 1
 
 
 def _find_convolution(model: Any, schema: Any, steps: NDArray[np.int8]) -> int:
@@ -165,8 +215,5 @@ def _widen_int16_biases(model: Any, schema: Any) -> None:
             continue
         code = model.operatorCodes[op.opcodeIndex]
         code.version = min(code.version, versions[code.builtinCode])
-        buffer = schema.BufferT()
         narrow = np.frombuffer(bytes(model.buffers[bias.buffer].data), np.int32)
-        buffer.data = np.frombuffer(narrow.astype(np.int64).tobytes(), np.uint8)
-        model.buffers.append(buffer)
-        bias.buffer, bias.type = len(model.buffers) - 1, schema.TensorType.INT64
+        bias.buffer, bias.type = _new_buffer(model, schema, narrow.astype(np.int64)), schema.TensorType.INT64
