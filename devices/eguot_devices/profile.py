@@ -279,13 +279,14 @@ def _notes(machine: Machine, models: Sequence[ModelProfile]) -> tuple[str, ...]:
         notes.append(
             f"emulated: not latency; {machine.emulated} runs this processor's programs, so no time here counts"
         )
-    for model in models:
-        others = model.other_load_cores
-        if machine.emulated is None and others is not None and others > BUSY_SHARE * machine.cores:
-            notes.append(
-                f"busy machine: other processes used {others:.1f} of {machine.cores} cores while {model.name} was "
-                "measured, so its times are too long"
-            )
+    busy = [m for m in models if m.other_load_cores is not None and m.other_load_cores > BUSY_SHARE * machine.cores]
+    if busy and machine.emulated is None:
+        most = max(m.other_load_cores or 0.0 for m in busy)
+        which = busy[0].name if len(busy) == 1 else f"{len(busy)} of {len(models)} models"
+        notes.append(
+            f"busy machine: other processes used up to {most:.1f} of {machine.cores} cores while {which} "
+            f"{'was' if len(busy) == 1 else 'were'} measured, so times are too long"
+        )
     noisy = [m for m in models if m.noise_pct is not None and m.noise_pct > NOISY_PCT]
     if noisy and machine.emulated is None:
         worst = max(m.noise_pct or 0.0 for m in noisy)

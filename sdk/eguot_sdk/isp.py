@@ -290,7 +290,7 @@ class ISP:
                 raise
             raise IspFileError(
                 f"ISP {self.spec.name!r} looks at the whole frame at once and cannot take one of "
-                f"{job.rgb.shape[1]} x {job.rgb.shape[0]}: it may be too small ({error})"
+                f"{job.rgb.shape[1]} x {job.rgb.shape[0]}: it is too small, or the file tied to another size ({error})"
             ) from error
         job.ingest.fill(runtime.input()[0], core[0] - tiling.halo, core[1] - tiling.halo)
         runtime.invoke()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shutil
 from pathlib import Path
@@ -122,6 +123,8 @@ def test_a_busy_machine_and_a_saving_governor_are_said(
     assert "0.5 of 2 cores" in busy
     assert model.name in busy
     assert "powersave" in governor
+    also, _ = profiling._notes(machine, [model, dataclasses.replace(model, name="b", other_load_cores=1.25), model])
+    assert "1.2 of 2 cores while 3 of 3 models were" in also
     quiet = profiling.ModelProfile(**{f: getattr(model, f) for f in model.__slots__} | {"other_load_cores": 0.1})
     assert len(profiling._notes(machine, [quiet])) == 1
 

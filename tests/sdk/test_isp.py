@@ -366,7 +366,7 @@ def test_a_frame_too_small_for_one_that_looks_at_all_of_it() -> None:
     spec = fake_spec().replace(global_context=True)
     isp = ISP(spec, lambda _: Strided(spec))
     assert isp.process(make_frame(160, 158)).shape == (160, 158, 3)
-    with pytest.raises(IspFileError, match=r"whole frame at once .* 128 x 156: it may be too small"):
+    with pytest.raises(IspFileError, match=r"whole frame at once .* 128 x 156: it is too small"):
         isp.process(make_frame(156, 128))
 
 
