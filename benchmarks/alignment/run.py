@@ -2,6 +2,7 @@
 
     python benchmarks/alignment/run.py prior --pairs FOLDER     # the look of real cameras, one line a pair
     python benchmarks/alignment/run.py splits                   # PSNR, CIEDE2000 of aligned R(x), synthetic cameras
+    python benchmarks/alignment/run.py outliers --odd FOLDER    # how well atypical photos are told before training
 
 Colours are 8x8 means of output pixels. `splits` uses development splits (5-12 by default), not those of the README.
 """
@@ -15,6 +16,7 @@ from pathlib import Path
 import click
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from eguot_sdk.metrics import delta_e_2000
@@ -28,9 +30,10 @@ from eguot_train.alignment import (
 )
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
+from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
 from eguot_train.reference import Alignment
-from eguot_train.trainer import colour_samples, pair_colours
+from eguot_train.trainer import align, colour_samples, pair_colours, typicality
 
 CONFIG = TrainConfig(mode="unpaired")
 
@@ -96,6 +99,41 @@ def splits(photos: Path, first: int, count: int) -> None:
             click.echo(
                 f"{protocol} {name}: {psnr:.2f} dB, dE2000 {difference:.2f}, worst {np.min(values, 0)[0]:.2f} dB"
             )
+
+
+@main.command()
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--odd", type=click.Path(path_type=Path, exists=True), required=True, help="Atypical pictures to plant.")
+@click.option("--first", type=int, default=0, show_default=True)
+@click.option("--count", type=int, default=12, show_default=True)
+def outliers(photos: Path, odd: Path, first: int, count: int) -> None:
+    """Area under the ROC curve of `photo_typicality` with 5, 10 and 20% of the targets replaced, split by split."""
+    strange = [_reduced(load_photo(path)) for path in find_files(odd, PHOTO_SUFFIXES)]
+    areas: dict[float, list[float]] = {share: [] for share in (0.05, 0.1, 0.2)}
+    for split in range(first, first + count):
+        with tempfile.TemporaryDirectory() as folder:
+            data = Path(folder) / "data"
+            synthetic_split(photos, data, "disjoint", split)
+            config = TrainConfig(mode="unpaired", raw=str(data / "train" / "raw"), srgb=str(data / "photos" / "srgb"))
+            sources = load_sources(config)
+        whole = list(sources.photos)
+        for share, found in areas.items():
+            rng = np.random.default_rng(split)
+            planted = rng.permutation(len(whole))[: round(share * len(whole))]
+            sources.photos = list(whole)
+            for place, which in zip(planted, rng.permutation(len(strange)), strict=False):
+                sources.photos[place] = strange[which]
+            weights = np.array(typicality(config, sources, align(config, sources)))
+            low, high = weights[planted][:, None], np.delete(weights, planted)[None]
+            found.append(float(np.mean((low < high) + 0.5 * (low == high))))
+    for share, found in areas.items():
+        click.echo(f"{share:.0%}: mean {np.mean(found):.3f}, by split {' '.join(f'{a:.2f}' for a in found)}")
+
+
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    image = Image.fromarray(picture)
+    image.thumbnail((640, 640))
+    return np.asarray(image)
 
 
 if __name__ == "__main__":
