@@ -19,7 +19,7 @@ CHANGED: dict[str, Any] = {
     "pseudo": 0.2, "weighted_alignment": False,
     "refit": 0.7, "register_pairs": True, "psi_source": "kl", "psi_target": "chi2", "alpha": 2.0,
     "find_pairs": False,
-    "alpha_start": 3.0, "alpha_fraction": 0.3, "cost_strength": 9.0, "cost_weights": (0.1, 0.2, 0.3, 0.4),
+    "alpha_start": 3.0, "alpha_fraction": 0.3, "cost_strength": 9.0, "cost_weights": (0.1, 0.2, 0.3, 0.4, 0.5),
     "potential_width": 8, "potential_reduce": 1, "r1": 0.0, "r1_every": 2, "warmup": 0.5, "experts": ("frequency",),
     "omega": (0.3, 0.2, 0.1), "experts_width": 8, "lr_experts": 0.01, "checkpoint_every": 1, "val_every": 2,
     "sheet_every": 3, "precision": "bf16", "accumulate": 3, "compile": True, "loaders": 2, "window": 5, "reuse": 2,
@@ -33,7 +33,7 @@ def test_every_key_survives_the_file() -> None:
     assert changed == {f.name for f in dataclasses.fields(config)} - {"mode"}
     assert TrainConfig.from_json(config.to_json()) == config
     assert TrainConfig.from_json(default.to_json()) == default
-    assert json.loads(config.to_json())["cost_weights"] == [0.1, 0.2, 0.3, 0.4]
+    assert json.loads(config.to_json())["cost_weights"] == [0.1, 0.2, 0.3, 0.4, 0.5]
 
 
 def test_every_key_can_be_set() -> None:
@@ -63,10 +63,10 @@ def test_every_key_can_be_set() -> None:
         ("weighted_alignment=maybe", "is not true or false"),
         ("psi_target=hinge", "is not one of linear, kl, chi2, softplus"),
         ("mode=free", "is not one of unpaired, paired, mixed, supervised"),
-        ("cost_weights=1,2", "is not 4 numbers"),
-        ("cost_weights=1,2,3,x", "is not 4 numbers"),
-        ("cost_weights=0,0,0,0", "not all 0"),
-        ("cost_weights=1,1,1,-1", "must not be negative"),
+        ("cost_weights=1,2", "is not 5 numbers"),
+        ("cost_weights=1,2,3,4,x", "is not 5 numbers"),
+        ("cost_weights=0,0,0,0,0", "not all 0"),
+        ("cost_weights=1,1,1,1,-1", "must not be negative"),
         ("crop=25", "even number"),
         ("crop=22", "at least 24"),
         ("crop=24", "at least 32 packed pixels with potential_reduce=2"),

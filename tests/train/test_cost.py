@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from eguot_train.cost import Cost, cost_terms, low_pass, luma, normalised_luma
+from eguot_train.cost import Cost, cost_terms, low_pass, luma, normalised_luma, texture_energy
 from eguot_train.data.scenes import make_scene
 
-PIXELS, COARSE, DC, STRUCTURE = range(4)
+PIXELS, COARSE, DC, STRUCTURE, TEXTURE = range(5)
 
 
 def scenes(first: int, count: int, side: int = 96) -> Tensor:
@@ -87,7 +87,7 @@ def test_crop_size_does_not_change_the_cost() -> None:
 def test_range_and_strength_trade_off() -> None:
     """T9: half the range with four times the strength costs the same, where no term normalises."""
     a, b = scenes(0, 3).double(), scenes(5, 3).double()
-    cost = Cost(1.0, (0.5, 0.3, 0.2, 0.0), (0.1, 0.2, 0.3, 1.0))
+    cost = Cost(1.0, (0.5, 0.3, 0.2, 0.0, 0.0), (0.1, 0.2, 0.3, 1.0, 1.0))
     four = Cost(4.0, cost.weights, cost.scales)
     torch.testing.assert_close(four(a / 2, b / 2), cost(a, b), rtol=1e-6, atol=0)
 
@@ -106,10 +106,37 @@ def test_calibrated_costs_are_strength_for_unrelated_content() -> None:
 
 def test_gradient_is_right() -> None:
     a, b = scenes(0, 1, 48).double(), scenes(1, 1, 48).double().requires_grad_(True)
-    cost = Cost(2.0, (0.1, 0.3, 0.2, 0.4))
+    cost = Cost(2.0, (0.1, 0.3, 0.2, 0.4, 0.2))
     (gradient,) = torch.autograd.grad(cost(a, b).sum(), b)
     direction = torch.randn(b.shape, dtype=b.dtype, generator=torch.manual_seed(0))
     with torch.no_grad():
         h = 1e-5
         slope = (cost(a, b + h * direction) - cost(a, b - h * direction)) / (2 * h)
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-5)
+
+
+def test_texture_is_blind_to_place_within_a_patch_but_not_to_amount_or_direction() -> None:
+    rows = torch.zeros(1, 3, 64, 64)
+    rows[..., (torch.arange(64) // 4) % 2 == 0, :] = 0.2  # stripes of four rows
+    moved, columns = torch.roll(rows, 8, 2), rows.transpose(2, 3)
+    assert cost_terms(rows, moved)[0, TEXTURE] < 1e-6
+    assert cost_terms(rows, columns)[0, TEXTURE] > 1
+    assert 0.03 < cost_terms(rows, rows / 2)[0, TEXTURE] < cost_terms(rows, 0 * rows)[0, TEXTURE]
+    assert cost_terms(rows, rows + 0.3)[0, TEXTURE] < 1e-6
+    assert cost_terms(rows, columns, texture=False)[0, TEXTURE] == 0
+    assert Cost(1.0, (0, 0, 0, 0, 1.0))(rows, columns) > 1
+
+
+def test_texture_energy_against_a_haar_transform_by_hand() -> None:
+    a = scenes(5, 1, 32).double()
+    y = luma(a)[0, 0].numpy()
+    half = (y[::2, ::2] + y[1::2, ::2] + y[::2, 1::2] + y[1::2, 1::2]) / 4
+    expected = np.zeros((3, 2, 2))
+    for row in range(2):
+        for column in range(2):
+            for i in range(4 * row, 4 * row + 4):
+                for j in range(4 * column, 4 * column + 4):
+                    p, q, r, s = half[2 * i, 2 * j : 2 * j + 2].tolist() + half[2 * i + 1, 2 * j : 2 * j + 2].tolist()
+                    for k, detail in enumerate((p + q - r - s, p - q + r - s, p - q - r + s)):
+                        expected[k, row, column] += np.sqrt((detail / 2) ** 2 + 1e-6) / 16
+    np.testing.assert_allclose(texture_energy(a, 2)[0], np.log(expected + 0.01), rtol=1e-9)

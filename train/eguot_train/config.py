@@ -89,8 +89,8 @@ class TrainConfig:
     alpha_fraction: float = 0.1
     cost_strength: float = 1.0
     """Cost of unrelated content in units of the divergence."""
-    cost_weights: tuple[float, float, float, float] = (0.0, 0.25, 0.10, 0.65)
-    """Shares of pixels (C0), low-pass (C1), mean colour (DC) and structure (C2)."""
+    cost_weights: tuple[float, float, float, float, float] = (0.0, 0.25, 0.10, 0.65, 0.0)
+    """Shares of pixels (C0), low-pass (C1), mean colour (DC), structure (C2) and texture (C3)."""
     potential_width: int = 16
     """Channels of the potential's first block."""
     potential_reduce: int = 2
