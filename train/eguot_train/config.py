@@ -22,6 +22,8 @@ Mode = Literal["unpaired", "paired", "mixed", "supervised"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ExpertName = Literal["colour", "structure", "frequency"]
 EXPERTS: tuple[ExpertName, ...] = get_args(ExpertName)
+PAIRED_TRANSPORT = 0.003
+"""Share of the transport term where the truth is known: it only breaks ties, and .01 already costs sharpness."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +73,7 @@ class TrainConfig:
     transport: float = 0.03
     """Share of the transport term: norm of its image gradient over the fidelity term's. 0 switches it off."""
     pseudo: float = 1.0
-    """Weight of the pseudo-pair term in unpaired and mixed mode. 0 switches it off."""
+    """Weight of the pseudo-pair term in unpaired and mixed mode; less where raws have pairs. 0 switches it off."""
     weighted_alignment: bool = True
     """Fit the reference alignment as `alignment.fit_alignment` does; false: plain quantiles and moments."""
     refit: float = 0.4

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from .checkpoint import build_isp
-from .config import Mode, TrainConfig
+from .config import PAIRED_TRANSPORT, Mode, TrainConfig
 
 
 def for_machine(mode: Mode, **fields: Any) -> TrainConfig:
     """Defaults of a mode on this machine; `fields` override single values."""
-    if mode == "paired":  # the truth is known: transport only breaks ties: a share of .01 already costs sharpness
-        fields = {"transport": 0.003, **fields}
+    if mode == "paired":
+        fields = {"transport": PAIRED_TRANSPORT, **fields}
     if torch.cuda.is_available():
         gpu: dict[str, Any] = {
             "device": "cuda", "batch": 32, "crop": 128, "potential_width": 64, "potential_reduce": 1,

@@ -42,7 +42,7 @@ from .checkpoint import (
     save_checkpoint,
     write_file,
 )
-from .config import EXPERTS, TrainConfig
+from .config import EXPERTS, PAIRED_TRANSPORT, TrainConfig
 from .cost import Cost
 from .data.batches import CALIBRATION, Batch, Batches, Sources, load_sources, pictures
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
@@ -144,6 +144,7 @@ def _train(
     if state and state["data"] != sources.hashes:
         raise UsageError(f"{out.name}: its data folders have changed since it started; restore them or start a new run")
 
+    asked, config = config, with_pairs(config, sources)
     torch.manual_seed(config.seed)
     net, ema, potential = (
         build_isp(config.isp),
@@ -205,7 +206,7 @@ def _train(
     )
     if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
         out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "config.json", config.to_json().encode())
+        write_file(out / "config.json", asked.to_json().encode())
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log:
@@ -340,6 +341,23 @@ def load_init(config: TrainConfig) -> dict[str, Tensor]:
             f"this run is {config.isp} on {config.color_input}"
         )
     return dict(run.net.state_dict())
+
+
+def with_pairs(config: TrainConfig, sources: Sources) -> TrainConfig:
+    """An unpaired or mixed run's weights, given how many of its raws have pairs, its own or found ones.
+
+    Pseudo-pairs and transport stand in for pairs: the first fade to nothing and the second to a paired run's share as
+    the pairs approach the number of raws. Of streams the numbers are not known, and nothing changes.
+    """
+    if not (config.unpaired and sources.pairs) or sources.streamed:
+        return config
+    covered = min(1.0, len(sources.pairs) / len(sources.frames))
+    least = min(config.transport, PAIRED_TRANSPORT)
+    return replace(
+        config,
+        pseudo=config.pseudo * (1 - covered),
+        transport=config.transport * (1 - covered) + least * covered,
+    )
 
 
 def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
