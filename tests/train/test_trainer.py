@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_train import trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
-from eguot_train.config import MODES, Mode, TrainConfig
+from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
 from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources
 from eguot_train.evaluate import evaluate_model
@@ -136,9 +136,24 @@ def test_mixed_training_with_one_kind_of_data_is_that_mode(
     one = train(alone, tmp_path / "one", echo=quietly)
     monkeypatch.setattr(trainer, "Batches", Half)
     monkeypatch.setattr(trainer, "_fit_fixed", lambda *_: fixed)
+    monkeypatch.setattr(trainer, "with_pairs", lambda config, _: config)  # the mixed run's pairs are never drawn
     other = train(replace(alone, mode="mixed"), tmp_path / "other", echo=quietly)
     assert logged(one) == logged(other)
     assert same(final(one), final(other))
+
+
+def test_pseudo_pairs_and_transport_fade_as_pairs_cover_the_raws(folders: dict[str, str]) -> None:
+    config = tiny("mixed", folders, pseudo=0.8, transport=0.03)
+    sources = load_sources(config)
+    whole = trainer.with_pairs(config, sources)
+    assert (whole.pseudo, whole.transport) == (0.0, pytest.approx(PAIRED_TRANSPORT))
+    sources.pairs = sources.pairs[:1]
+    third = trainer.with_pairs(config, sources)
+    assert third.pseudo == pytest.approx(0.8 * 2 / 3)
+    assert third.transport == pytest.approx(0.02 + PAIRED_TRANSPORT / 3)
+    assert trainer.with_pairs(replace(config, transport=0.0), sources).transport == 0
+    sources.pairs = []
+    assert trainer.with_pairs(config, sources) == config
 
 
 def fingerprint(module: nn.Module) -> tuple[bytes, ...]:
