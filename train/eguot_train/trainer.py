@@ -541,7 +541,10 @@ def _potential_step(
     check_finite({"loss_v": float(loss_v), "gradient of the potential": norm}, step)
     optimizer.step()
     weights = psi_target.dstar(-real_v)
+    # Renderings cannot be worth less than photos by more than unrelated content costs, unless v knows them by heart.
+    gap = float(ranks.mean((real_v.mean() - fake_v.mean()).abs()))
     logged.update(
+        say=min(1.0, config.cost_strength / max(gap, 1e-6)),
         loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
         cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
     )  # fmt: skip
@@ -577,7 +580,8 @@ def _map_step(
         with torch.set_grad_enabled(len(parts) == 1):
             rendered = net(torch.cat(inputs))
         leaf = rendered.detach().requires_grad_(True)
-        terms = _terms(config, step, micro, leaf, net, potential, committee, reference, fixed, micro_weights)
+        say = logged.get("say", 1.0)
+        terms = _terms(config, step, micro, leaf, net, potential, committee, reference, fixed, micro_weights, say)
         gradients = {}
         for name, loss, share in terms:
             (gradients[name],) = torch.autograd.grad(loss, leaf)
@@ -635,8 +639,12 @@ def _terms(
     reference: Reference,
     fixed: Fixed,
     weights: Tensor | None,
+    say: float,
 ) -> list[tuple[str, Tensor, float]]:
-    """The loss terms on renderings `leaf`: name, loss, share of the first term's gradient norm."""
+    """The loss terms on renderings `leaf`: name, loss, share of the first term's gradient norm.
+
+    `say`: factor on the transport's share, below 1 where the potential has learnt the photos by heart.
+    """
     pseudo = _pseudo(config, batch)
     pieces = iter(leaf.split([len(x) for x in (batch.raw_t, pseudo, batch.pair_raw) if x is not None]))
     t_raw = next(pieces) if batch.raw_t is not None else None
@@ -665,7 +673,7 @@ def _terms(
             transport = transport + (cost - potential(t_raw)).mean()
         if t_pair is not None:
             transport = transport - potential(t_pair).mean()
-        terms.append(("transport", transport, config.transport))
+        terms.append(("transport", transport, say * config.transport))
     elif t_raw is not None and not terms:  # no fidelity term yet: start from the reference rendering
         assert batch.raw_t is not None
         terms.append(("warmup", (t_raw - reference(batch.raw_t)).abs().mean(), 1.0))
