@@ -2,8 +2,9 @@
 
     python benchmarks/evaluate/run.py --out runs/evaluate
 
-Pairs of 448 x 448 pixels, as ZRR's: 50 procedural scenes shot by a synthetic camera, under as many names as asked for.
-Memory is that of the command and its processes together, pages they share counted once, four times a second.
+Pairs of 192 x 192 pixels: 50 procedural scenes shot by a synthetic camera, under as many names as asked for.
+Memory is what the command and its processes hold together, pages that they share counted for each, looked at four times
+a second. Cores in use are those the machine gives: the figure is one for a machine with nothing else to do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from eguot_sdk.pairs import TRUTH_SUFFIXES, write_pair
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 
-SIDE, SCENES = 448, 50
+SIDE, SCENES = 192, 50
 
 
 def make(folder: Path, count: int) -> None:

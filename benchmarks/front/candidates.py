@@ -5,13 +5,6 @@ from __future__ import annotations
 from eguot_train.isps.qisp import Qisp
 
 
-class Q24x1(Qisp):
-    """24 channels, 1 convolution between stem and tail."""
-
-    def __init__(self) -> None:
-        super().__init__(shape=(24, 1))
-
-
 class Q24x2(Qisp):
     """24 channels, 2 convolutions."""
 

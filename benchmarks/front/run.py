@@ -1,7 +1,7 @@
 """Quality against latency: every architecture after the same short training, as an int8 file on its runtime.
 
     EGUOT_TRUST_RUN=1 python benchmarks/front/run.py train --out runs/front   # resumable: train, score, convert
-    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py train --out runs/front --seed 1 --isps qisp-s --shapes Q24x1
+    EGUOT_TRUST_RUN=1 python benchmarks/front/run.py train --out runs/front --seed 1 --isps qisp-xs,qisp-s --shapes ''
     EGUOT_TRUST_RUN=1 python benchmarks/front/run.py measure --out runs/front # on a machine with nothing else to do
     EGUOT_TRUST_RUN=1 python benchmarks/front/run.py draw --out runs/front    # table, front.json, front.png
 
@@ -38,8 +38,8 @@ from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
 from eguot_train.trainer import train as train_run
 
-SHAPES = "Q24x1,Q24x2,Q32x1,Q32x2,Q32x5,Q48x2,Q64x2,Q64x4"
-ISPS = "qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
+SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x2,Q64x2,Q64x4"
+ISPS = "qisp-xs,qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
 SPLIT = 5
 TILE, RUNS = 256, 15
 

@@ -227,7 +227,7 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="weights do not fit the network"):
         load_run(run)
     (run / "config.json").write_text(TrainConfig(mode="unpaired", isp="nothing").to_json())
-    with pytest.raises(UsageError, match="unknown ISP 'nothing': use one of qisp-s"):
+    with pytest.raises(UsageError, match="unknown ISP 'nothing': use one of qisp-xs, qisp-s"):
         load_run(run)
     for garbage in (b"", b"\xff\xfe\x00", b"[]", b'{"mode": 7}'):
         (run / "config.json").write_bytes(garbage)

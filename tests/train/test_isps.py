@@ -378,7 +378,7 @@ def test_a_crop_the_network_cannot_take_is_refused_before_a_folder_is_made(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nothing", "unknown ISP 'nothing': use one of qisp-s"),
+        ("nothing", "unknown ISP 'nothing': use one of qisp-xs, qisp-s"),
         ("no_such_module:Net", "cannot import no_such_module"),
         ("json:JSONDecoder", "must be a subclass of"),
         ("own_isp:Missing", "has no such class"),

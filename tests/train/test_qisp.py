@@ -11,7 +11,7 @@ from eguot_sdk.ingest import pack
 from eguot_train.isps.base import macs_per_pixel
 from eguot_train.isps.qisp import SHAPES, Qisp, Size
 
-SIZES: tuple[Size, ...] = ("s", "m", "l")
+SIZES: tuple[Size, ...] = ("xs", "s", "m", "l")
 
 
 def bilinear_demosaic(mosaic: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_parameters_and_work_against_a_hand_count(size: Size) -> None:
     assert net.parameter_count() == weights + width * (1 + depth) + 48
     # Every weight is used once per block of 4x4 output pixels.
     assert macs_per_pixel(net) == weights / 16
-    assert {"s": (46_256, 2_880), "m": (110_880, 6_912), "l": (332_400, 20_736)}[size] == (
+    assert {"xs": (19_104, 1_188), "s": (46_256, 2_880), "m": (110_880, 6_912), "l": (332_400, 20_736)}[size] == (
         net.parameter_count(), round(macs_per_pixel(net)),
     )  # fmt: skip
 

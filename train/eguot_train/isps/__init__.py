@@ -18,6 +18,7 @@ from .syenet import SyeNet
 from .unet32 import UNet32
 
 ISPS: dict[str, Callable[[], IspNet]] = {
+    "qisp-xs": lambda: Qisp("xs"),
     "qisp-s": lambda: Qisp("s"),
     "qisp-m": lambda: Qisp("m"),
     "qisp-l": lambda: Qisp("l"),

@@ -2,7 +2,7 @@
 
 One 6x6 stride-2 convolution takes a 12x12 window of the mosaic, a chain of 3x3 convolutions does the work, and one
 depth-to-space of block 4 writes 4x4 output pixels at once. At a quarter of the sensor's resolution per axis every
-tensor is small, so the int8 kernels run from cache and 32 or more channels keep their inner loops full.
+tensor is small, so the int8 kernels run from cache and 24 or more channels keep their inner loops full.
 An untrained network is a bilinear demosaic: sixteen channels carry the 4x4 raw samples of a block through the
 chain, the tail interpolates them, and the other channels start without a say. Source: our own
 (measurements in train/LOG.md).
@@ -19,15 +19,15 @@ from eguot_sdk.ingest import PLANE_AT
 
 from .base import IspNet
 
-Size = Literal["s", "m", "l"]
-SHAPES: dict[Size, tuple[int, int]] = {"s": (32, 3), "m": (48, 4), "l": (64, 8)}
+Size = Literal["xs", "s", "m", "l"]
+SHAPES: dict[Size, tuple[int, int]] = {"xs": (24, 1), "s": (32, 3), "m": (48, 4), "l": (64, 8)}
 """Channels and number of 3x3 convolutions between stem and tail."""
 BLOCK = 4
 SAMPLES = BLOCK * BLOCK
 
 
 class Qisp(IspNet):
-    """`size` s, m or l; `shape` gives channels and number of 3x3 convolutions instead."""
+    """`size` xs, s, m or l; `shape` gives channels and number of 3x3 convolutions instead."""
 
     shuffle = BLOCK
     multiple = 2
