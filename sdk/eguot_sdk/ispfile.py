@@ -103,7 +103,7 @@ def embed_spec(tflite: bytes, spec: IspSpec) -> bytes:
     with _naming("embed_spec"):
         _Model(tflite).metadata(METADATA_NAME)
     try:
-        import flatbuffers
+        import flatbuffers  # noqa: F401  (packing needs it; say so before any work)
         from ai_edge_litert import schema_py_generated as schema
     except ImportError as error:
         raise MissingDependency("ai-edge-litert", needed_for="writing an ISP file", pip="ai-edge-litert") from error
@@ -122,9 +122,7 @@ def embed_spec(tflite: bytes, spec: IspSpec) -> bytes:
             model.buffers.append(buffer)
         else:
             model.buffers[entry.buffer] = buffer
-        builder = flatbuffers.Builder(len(tflite) + 4096)
-        builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-        return bytes(builder.Output())
+        return pack_model(model)
     except (struct.error, ValueError, TypeError, IndexError, AttributeError) as error:
         raise IspFileError(f"embed_spec: the TFLite model is damaged ({type(error).__name__})") from error
 
@@ -147,6 +145,35 @@ def unpack_model(tflite: bytes) -> Any:
             buffer.data = np.frombuffer(tflite, np.uint8)[buffer.offset : end]
             buffer.offset = buffer.size = 0
     return model
+
+
+def pack_model(model: Any) -> bytes:
+    """The bytes of a ModelT. Equal vectors and texts are written once and referred to by all who hold them.
+
+    The zero points alone of filters and their biases, eight zero bytes a channel, are a tenth of a small int8 file.
+    """
+    import flatbuffers
+
+    class Sharing(flatbuffers.Builder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__(1 << 16)
+            self.written: dict[tuple[str, bytes], int] = {}
+
+        def CreateNumpyVector(self, x: Any) -> int:
+            key = (x.dtype.str, x.tobytes())
+            if key not in self.written:
+                self.written[key] = super().CreateNumpyVector(x)
+            return self.written[key]
+
+        def CreateString(self, s: Any, *options: Any) -> int:
+            key = ("text", s if isinstance(s, bytes) else s.encode())
+            if key not in self.written:
+                self.written[key] = super().CreateString(s, *options)
+            return self.written[key]
+
+    builder = Sharing()
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
 
 
 def describe(path: str | Path) -> dict[str, Any]:

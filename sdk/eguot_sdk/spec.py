@@ -124,7 +124,10 @@ class IspSpec:
 
     def to_json(self, *, indent: int | None = None) -> str:
         """The spec as JSON; `from_json` reads it back to an equal object."""
-        return json.dumps(dataclasses.asdict(self), indent=indent, sort_keys=True, allow_nan=False)
+        separators = (",", ":") if indent is None else None
+        return json.dumps(
+            dataclasses.asdict(self), indent=indent, separators=separators, sort_keys=True, allow_nan=False
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> IspSpec:

@@ -24,7 +24,7 @@ from eguot_compress.parity import Difference, render, run_tflite
 from eguot_compress.ptq import post_train
 from eguot_sdk.errors import CheckpointError, EguotError, GateError, OutputError, UsageError
 from eguot_sdk.ingest import dequantise
-from eguot_sdk.ispfile import read_spec
+from eguot_sdk.ispfile import read_spec, unpack_model
 from eguot_sdk.spec import IspSpec, TensorSpec
 from eguot_train.checkpoint import build_isp, load_run
 from eguot_train.isps.base import IspNet
@@ -75,6 +75,15 @@ def test_names_and_sizes(files: dict[str, Converted]) -> None:
     assert sizes["w8a8"] < 0.45 * sizes["fp32"]
     assert sizes["w8"] < 0.45 * sizes["fp32"]
     assert sizes["fp16"] < 0.6 * sizes["fp32"]
+
+
+def test_a_file_of_three_thousand_weights_is_small(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", isp="efficientisp")
+    sizes = {r.precision: r.bytes for r in convert(run, tmp_path / "out", precisions=["fp32", "w8a8"])}
+    assert sizes["w8a8"] < 0.45 * sizes["fp32"]
+    model = unpack_model((tmp_path / "out" / "run.w8a8.tflite").read_bytes())
+    assert [t.name for t in model.subgraphs[0].tensors if t.name is not None] == [b"raw", b"srgb"]
+    assert [m.name for m in model.metadata] == [b"EGUOT_ISP"]
 
 
 @pytest.mark.parametrize("precision", ALL)

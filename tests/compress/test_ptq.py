@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from eguot_compress.convert import convert
 from eguot_compress.fake_quant import QuantIsp, calibrate, quantise_body
-from eguot_compress.ptq import post_train, quantize, round_rows
+from eguot_compress.ptq import half_weights, post_train, quantize, round_rows
 from eguot_compress.quant_run import FILE, load_scales
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_train.checkpoint import load_run
@@ -180,3 +181,18 @@ def test_the_run_still_loads_as_a_float_run(run: Path, tmp_path: Path) -> None:
     loaded = load_run(tmp_path / "small")
     assert loaded.state["made_by"]["command"] == "quantize"
     assert loaded.step == load_run(run).step
+
+
+def test_fp16_weights_make_good_what_a_bias_loses(tiny: IspNet, pictures: Tensor) -> None:
+    with torch.no_grad():
+        for conv in (tiny.first, tiny.second, tiny.tail):
+            conv.bias.add_(0.5)  # type: ignore[operator, union-attr]
+    plain = copy.deepcopy(tiny)
+    for parameter in plain.parameters():
+        parameter.data = parameter.data.half().float()
+    held = half_weights(tiny, pictures)
+    assert all(torch.equal(p, p.half().float()) for p in held.parameters())
+    with torch.no_grad():
+        exact = tiny(pictures)
+        error, plain_error = ((net(pictures) - exact).square().mean() for net in (held, plain))
+    assert float(error) < 0.2 * float(plain_error)

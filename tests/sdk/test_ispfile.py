@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from eguot_sdk import ispfile
 from eguot_sdk.errors import EguotError, IspFileError
 from eguot_sdk.isp import ISP
-from eguot_sdk.ispfile import describe, embed_spec, find_spec, read_model, read_spec
+from eguot_sdk.ispfile import describe, embed_spec, find_spec, pack_model, read_model, read_spec, unpack_model
 from eguot_sdk.spec import IspSpec
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert is not installed")
@@ -145,6 +145,22 @@ def test_weights_behind_the_flatbuffer_are_taken_along(tmp_path: Path) -> None:
     cut = outside[:-64]
     with pytest.raises(IspFileError, match="damaged"):
         embed_spec(cut, spec)
+
+
+def test_equal_vectors_are_packed_once() -> None:
+    def flat(data: bytes) -> list[object]:
+        (graph,) = schema.ModelT.InitFromObj(schema.Model.GetRootAs(data, 0)).subgraphs
+        return [
+            (t.name, list(t.shape), list(t.quantization.scale), list(t.quantization.zeroPoint))
+            for t in graph.tensors
+            if t.quantization is not None and t.quantization.scale is not None
+        ]
+
+    plain = edited(TINY_BYTES, lambda model: None)
+    shared = pack_model(unpack_model(plain))
+    assert flat(shared) == flat(plain)
+    assert len(shared) < len(plain) - 100
+    assert pack_model(unpack_model(shared)) == shared
 
 
 def test_names_are_those_of_the_schema() -> None:

@@ -30,7 +30,7 @@ from eguot_compress.fake_quant import Bits, QuantState, ending_in_convolution, e
 from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
-from eguot_compress.ptq import post_train
+from eguot_compress.ptq import half_weights, post_train
 from eguot_compress.quant_run import load_quantised
 from eguot_sdk.errors import EguotError, GateError, OutputError, UsageError
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
@@ -191,10 +191,13 @@ class _Subject:
 
     def holding(self, precision: Precision) -> Holding:
         """The network as a file of this precision holds it; the int8 form of a quantised run is taken as it is."""
-        if precision in ("fp32", "fp16"):
+        if precision == "fp32":
             return Holding(self.net, None)
         if precision not in self._holdings:
-            if precision == "w8a8" and self.quantised is not None:
+            made: tuple[IspNet, QuantState | None]
+            if precision == "fp16":
+                made = half_weights(self.net, self.calibration.tiles), None
+            elif precision == "w8a8" and self.quantised is not None:
                 made = self.quantised
             else:
                 made = post_train(self.integer_net, self.calibration.tiles, bits=BITS[precision])
@@ -214,7 +217,7 @@ class _Subject:
             precision=precision,
             input=kind.inputs.get(precision, TensorSpec()),
             output=kind.outputs.get(precision, TensorSpec()),
-            provenance=self.provenance,
+            provenance={**self.provenance, "tools": _versions(kind.tools)},
         )
 
 
@@ -372,32 +375,25 @@ def _metrics(parity: Parity, kind: FileFormat, float_layers: tuple[str, ...]) ->
 
 
 def _provenance(loaded: LoadedRun, run: Path, calibration: Calibration) -> dict[str, Any]:
-    tools = {}
-    for package in (
-        "eguot-sdk",
-        "torch",
-        "litert-torch",
-        "ai-edge-quantizer",
-        "ai-edge-litert",
-        "onnx2tf",
-        "tensorflow",
-        "coremltools",
-        "onnx",
-        "onnxruntime",
-    ):
-        try:
-            tools[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
         "mode": loaded.config.mode,
         "step": loaded.step,
         "config_sha256": hashlib.sha256((run / "config.json").read_bytes()).hexdigest(),
         "data": dict(loaded.state.get("data", {})),
         "calibration": calibration.source,
-        "tools": tools,
         "git_commit": _git_commit(),
     }
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed, and of this package and torch."""
+    found = {}
+    for package in ("eguot-sdk", "torch", *packages):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _git_commit() -> str | None:

@@ -46,6 +46,8 @@ class FileFormat:
     fixed_tile: bool
     runtime: str
     """What `run` is, for reports."""
+    tools: tuple[str, ...]
+    """Packages beside torch that have a say in a file."""
     write: Write
     embed: Callable[[Path, IspSpec], None]
     run: Callable[[Path, Stored], Stored]
@@ -94,6 +96,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NHWC",
         fixed_tile=False,
         runtime="LiteRT",
+        tools=("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
         write=_write_tflite,
         embed=_embed_tflite,
         run=run_tflite,
@@ -108,6 +111,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NCHW",
         fixed_tile=True,
         runtime="evaluated op by op, not run on Apple hardware",
+        tools=("coremltools",),
         write=write_coreml,
         embed=embed_coreml,
         run=_on_tensors(run_coreml),
@@ -121,6 +125,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NCHW",
         fixed_tile=False,
         runtime="onnxruntime",
+        tools=("onnx", "onnxruntime"),
         write=write_onnx,
         embed=embed_onnx,
         run=_on_tensors(run_onnx),
@@ -140,6 +145,7 @@ def by_onnx2tf(tiles: Tensor) -> FileFormat:
     return replace(
         FORMATS["tflite"],
         precisions=tflite_onnx2tf.PRECISIONS,
+        tools=("onnx", "onnx2tf", "tensorflow", "ai-edge-litert"),
         write=write,
         exact=False,
         ports=tflite_onnx2tf.ports,

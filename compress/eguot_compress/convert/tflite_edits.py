@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import flatbuffers
 import numpy as np
 from numpy.typing import NDArray
 
 from eguot_sdk.errors import EguotError
-from eguot_sdk.ispfile import unpack_model
+from eguot_sdk.ispfile import pack_model, unpack_model
 
 BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
 
@@ -59,28 +58,40 @@ def finish_tflite(
     for transposed_layer in transposed:
         _put_own_scales(model, schema, transposed_layer)
     _widen_int16_biases(model, schema)
-    for graph in model.subgraphs:
-        for tensor in graph.tensors:
-            tensor.name = _short(bytes(tensor.name))
     _append_depth_to_space(model, schema, block)
-    builder = flatbuffers.Builder(len(data) + 4096)
-    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
-    return bytes(builder.Output())
+    _tidy(model, schema)
+    return pack_model(model)
 
 
-def _short(name: bytes) -> bytes:
-    """The layer's name out of a chain of module paths, which in small files take more room than weights."""
-    return name.rstrip(b";").rsplit(b"/", 1)[-1].rsplit(b".", 1)[-1].removeprefix(b"QuantConv_")
+def _tidy(model: Any, schema: Any) -> None:
+    """Drop what no runtime reads and what takes more room than weights in small files.
+
+    Names inside the graph, notes of the converter (its least runtime version is that before the edits), and an empty
+    buffer for every value.
+    """
+    (graph,) = model.subgraphs
+    model.metadata, model.description = [], None
+    kept, place = [schema.BufferT()], {0: 0}
+    for index, tensor in enumerate(graph.tensors):
+        if index not in {*graph.inputs, *graph.outputs}:
+            tensor.name = None
+        if model.buffers[tensor.buffer].data is None:
+            tensor.buffer = 0
+            continue
+        if tensor.buffer not in place:
+            place[tensor.buffer] = len(kept)
+            kept.append(model.buffers[tensor.buffer])
+        tensor.buffer = place[tensor.buffer]
+    model.buffers = kept
 
 
 def _append_depth_to_space(model: Any, schema: Any, block: int) -> None:
     (graph,) = model.subgraphs
     (source,) = graph.outputs
     graph.tensors[graph.inputs[0]].name = b"raw"
-    graph.tensors[source].name = b"body"
     if graph.tensors[source].type == schema.TensorType.INT16:  # the built-in shuffle knows no int16
         flat = copy.copy(graph.tensors[source])
-        flat.type, flat.quantization, flat.name = schema.TensorType.FLOAT32, None, b"body_float"
+        flat.type, flat.quantization = schema.TensorType.FLOAT32, None
         source = _append_op(model, schema, "DEQUANTIZE", 3, source, flat, schema.DequantizeOptionsT())
     target = source if block == 1 else _shuffle_op(model, schema, source, block)
     graph.tensors[target].name = b"srgb"
@@ -134,7 +145,7 @@ def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
     conv = graph.operators[at]
     before, after = (copy.copy(graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
     for tensor in (before, after):
-        tensor.type, tensor.quantization, tensor.name = schema.TensorType.FLOAT32, None, bytes(tensor.name) + b"_float"
+        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
     entry, exit_ = _new_tensor(model, before), _new_tensor(model, after)
     into = _op(model, schema, "DEQUANTIZE", 2, conv.inputs[0], entry, schema.DequantizeOptionsT())
     out = _op(model, schema, "QUANTIZE", 1, exit_, conv.outputs[0], schema.QuantizeOptionsT())
