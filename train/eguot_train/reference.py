@@ -67,6 +67,11 @@ def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return y0 + (x - x0) * (y1 - y0) / (x1 - x0)
 
 
+def half_size(planes: Tensor) -> Tensor:
+    """Packed planes [B, 4, h, w] -> colours at half size [B, 3, h, w]: the greens of each cell averaged."""
+    return torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Reference:
     """R(x) with an alignment: packed planes [B, 4, h, w] -> [B, 3, 2h, 2w] in [0, 1]."""
@@ -75,6 +80,5 @@ class Reference:
 
     def __call__(self, planes: Tensor) -> Tensor:
         """Render; call under no_grad, gradients are never wanted."""
-        half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
-        aligned = self.alignment.apply(half).clamp(0, 1)
+        aligned = self.alignment.apply(half_size(planes)).clamp(0, 1)
         return F.interpolate(aligned, scale_factor=2, mode="bilinear", align_corners=False)

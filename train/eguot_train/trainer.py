@@ -52,7 +52,7 @@ from .losses import pair_loss
 from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
 from .psi import Psi
-from .reference import Alignment, Reference
+from .reference import Alignment, Reference, half_size
 from .render import frame_planes, render_frame
 from .sheet import save_sheet
 from .typical import photo_typicality
@@ -399,7 +399,7 @@ def pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:
     """8x8 means [n, 3] of a pair's unaligned R(x) and of its truth, at most 200."""
     frame, truth = pair.frame(), pair.truth()
     planes, (y, x) = frame_planes(frame, config.color_input, 0, 4)
-    half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
+    half = half_size(planes)
     # Where the mosaic does not start with red, its grid lies a pixel off the truth's: little, of eight.
     rows, columns = (frame.height - y) // 8, (frame.width - x) // 8
     colours = [
@@ -417,7 +417,7 @@ def colour_samples(config: TrainConfig, sources: Sources) -> tuple[list[Tensor],
     found: tuple[list[Tensor], list[Tensor]] = ([], [])
     for frame in sources.frames:
         planes, _ = frame_planes(frame, config.color_input, 0, 4)
-        half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
+        half = half_size(planes)
         found[0].append(_block_means(half, 4, rng))
     for photo in sources.photos:
         found[1].append(_block_means(pictures([photo]), 8, rng))

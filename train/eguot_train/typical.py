@@ -21,7 +21,7 @@ from eguot_sdk.spec import ColorInput
 
 from .alignment import unbalanced_marginals
 from .cost import LUMA
-from .reference import Alignment
+from .reference import Alignment, half_size
 from .render import frame_planes, to_uint8
 
 SIDE = 64
@@ -58,8 +58,7 @@ def photo_typicality(
 def _rendered(frame: RawFrame, alignment: Alignment, color_input: ColorInput) -> NDArray[np.uint8]:
     """Aligned R(x) at half size."""
     planes, _ = frame_planes(frame, color_input, 0, 1)
-    half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
-    return to_uint8(alignment.apply(half)[0])
+    return to_uint8(alignment.apply(half_size(planes))[0])
 
 
 def _thumbnail(picture: NDArray[np.uint8]) -> Array:

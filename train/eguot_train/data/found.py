@@ -21,6 +21,7 @@ from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput
 
 from ..cost import normalised_luma
+from ..reference import half_size
 from ..render import frame_planes, to_uint8
 
 Picture = NDArray[np.uint8]
@@ -51,7 +52,7 @@ class Found:
 def find_same_scenes(frames: Sequence[RawFrame], photos: Sequence[Picture], color_input: ColorInput) -> list[Found]:
     """Raws and photos (uint8 sRGB [H, W, 3]) of one scene in one framing, the surest first, at most MOST.
 
-    Nothing that is larger by more than LEEWAY on a side is a match, nor what is cut or zoomed differently.
+    Pictures whose sides differ by more than LEEWAY are no match, nor are those cut or zoomed differently.
     """
     raws = [_structure(_thumbnail_of_raw(frame, color_input)) for frame in frames]
     best: dict[tuple[int, int], Found] = {}
@@ -114,8 +115,7 @@ def _thumbnail(picture: Picture) -> Picture:
 def _thumbnail_of_raw(frame: RawFrame, color_input: ColorInput) -> Picture:
     """Of the raw's plain rendering at half size."""
     planes, _ = frame_planes(frame, color_input, 0, 1)
-    half = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 2]) / 2, planes[:, 3]], 1)
-    return _thumbnail(to_uint8(half[0]))
+    return _thumbnail(to_uint8(half_size(planes)[0]))
 
 
 def _structure(thumbnail: Picture) -> Tensor:
