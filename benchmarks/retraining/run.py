@@ -8,11 +8,13 @@ learning rate and seed. `supervised` is the architecture's original loss and opt
 `paired` EGUOT on the same pairs; `unpaired` sees the raws of those scenes and photos of other scenes; `mixed` sees all
 of it. Data sets:
 
-    synth   the photos of examples/photos shot by the synthetic camera of split 0: 21 raw, 21 target and 18 test scenes
-    real    folds of a folder of real pairs (--real): each scene is tested once, the others are raw or target scenes
+    synth     examples/photos shot by the synthetic camera of split 0: 21 raw, 21 target and 18 test scenes
+    shuffled  the same camera and test scenes, 42 scenes both raw and target; nobody says which belong together
+    real      folds of a folder of real pairs (--real): each scene is tested once, the others are raw or target scenes
 
-No scene is on two sides, and nothing is chosen by test scenes: the last step's average weights are scored, protocol
-`plain`. Differences come with 95% intervals of a paired bootstrap over test pictures: they say nothing about seeds.
+Otherwise no scene is on two sides. Nothing is chosen by test scenes: the last step's average weights are scored,
+protocol `plain`. Differences come with 95% intervals of a paired bootstrap over test pictures: they say nothing about
+seeds.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from eguot_train.trainer import align, train
 
 MODES = ("supervised", "paired", "unpaired", "mixed")
 ISPS = "qisp-s,qisp-m,efficientisp,robustisp,lan"
+SYNTHETIC = {"synth": "disjoint", "shuffled": "shuffled"}
 METRICS = (("psnr_db", 2), ("ssim", 3), ("de2000", 2))
 BOOTSTRAP = 4000
 
@@ -60,12 +63,12 @@ class Job:
 
 
 def make_data(name: str, out: Path, photos: Path, real: Path | None) -> Path:
-    """The folder of a data set, made where it is absent. `name`: synth, or realN for a fold."""
+    """The folder of a data set, made where it is absent. `name`: synth, shuffled, or realN for a fold."""
     place = out / "data" / name
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
-        if name == "synth":
-            synthetic_split(photos, place, "disjoint", 0)
+        if name in SYNTHETIC:
+            synthetic_split(photos, place, SYNTHETIC[name], 0)
         else:
             assert real is not None
             real_split(real, place, int(name.removeprefix("real")))
@@ -193,7 +196,7 @@ def main(
     table_only: bool,
 ) -> None:  # fmt: skip
     """Run what has no result yet, print the tables and write OUT/results.md."""
-    sets = {"synth": ["synth"]} | ({"real": [f"real{fold}" for fold in range(folds)]} if real else {})
+    sets = {name: [name] for name in SYNTHETIC} | ({"real": [f"real{fold}" for fold in range(folds)]} if real else {})
     names = isps.split(",")
     jobs = [
         Job(data, isp, mode, seed)

@@ -62,6 +62,8 @@ COMMITTEE = "experts=colour,structure,frequency"
 SHARES = "omega=0.02,0.02,0.02"
 ALONE = "pseudo=0"
 """No pseudo-pairs: the picture is left to transport and the committee, as in the paper."""
+BALANCED = ("psi_target=linear", "weighted_alignment=false")
+"""Every target counts in full everywhere: in the transport and in the alignment."""
 ROWS: dict[str, Row] = {
     "unweighted": Row("unpaired", ("transport=0", "weighted_alignment=false"), "pseudo-pairs, plain alignment"),
     "pseudo": Row("unpaired", ("transport=0",), "unpaired, transport off (pseudo-pairs only)"),
@@ -81,10 +83,8 @@ ROWS: dict[str, Row] = {
     "outliers10": Row("unpaired", (), "unpaired, 10% outliers", outliers=0.1),
     "outliers20": Row("unpaired", (), "unpaired, 20% outliers", outliers=0.2),
     "balanced10": Row("unpaired", ("psi_target=linear",), "balanced, 10% outliers", outliers=0.1),
-    "plain10": Row(
-        "unpaired", ("psi_target=linear", "weighted_alignment=false"), "balanced, plain alignment, 10% outliers",
-        outliers=0.1,
-    ),
+    "plain": Row("unpaired", BALANCED, "balanced, plain alignment"),
+    "plain10": Row("unpaired", BALANCED, "balanced, plain alignment, 10% outliers", outliers=0.1),
     "mixed5": Row("mixed", (), "mixed, 5% of the scenes as pairs", pairs=0.05),
     "mixed25": Row("mixed", (), "mixed, 25% of the scenes as pairs", pairs=0.25),
     "mixed": Row("mixed", (), "mixed, all raw scenes also as pairs"),
