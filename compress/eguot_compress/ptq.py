@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from eguot_train.checkpoint import load_run
@@ -45,11 +44,11 @@ def post_train(net: IspNet, tiles: Tensor, *, bits: Bits | None) -> tuple[IspNet
     calibrate(body, batches)
     exact.enable(False)
     wanted = _mean_outputs(exact, batches)
-    for name, conv in body.convolutions().items():
+    for name, conv, inputs in _in_order(body, batches):
         conv.fixed_scale = conv.scales().clone()
         exact_already = conv.conv.weight[0].numel() == 1  # one weight a filter lies on its own step
         if isinstance(conv.conv, nn.Conv2d) and not exact_already:
-            moments, mean = _input_statistics(body, conv, conv.conv, batches)
+            moments, mean = _input_statistics(conv.conv, inputs)
             _round_weights(conv, moments)
             _correct_bias(conv, mean, wanted[name])
     return rounded, body.state()
@@ -66,11 +65,11 @@ def half_weights(net: IspNet, tiles: Tensor) -> IspNet:
     body = quantise_body(rounded, bits=None)
     body.enable(False)
     batches = torch.split(tiles[:HALF_TILES], BATCH)
-    for conv in body.convolutions().values():
+    for _, conv, inputs in _in_order(body, batches):
         layer = conv.conv
         if not isinstance(layer, nn.Conv2d):
             continue
-        moments, _ = _input_statistics(body, conv, layer, batches, ones=layer.bias is not None)
+        moments, _ = _input_statistics(layer, inputs, ones=layer.bias is not None)
         per_group = layer.out_channels // layer.groups
         with torch.no_grad():
             for group, moment in enumerate(moments):
@@ -85,30 +84,49 @@ def half_weights(net: IspNet, tiles: Tensor) -> IspNet:
     return rounded
 
 
-def _input_statistics(
-    body: QuantBody, conv: QuantConv, layer: nn.Conv2d, batches: tuple[Tensor, ...], *, ones: bool = False
-) -> tuple[Tensor, Tensor]:
+def _in_order(body: QuantBody, batches: Sequence[Tensor]) -> Iterator[tuple[str, QuantConv, list[Tensor]]]:
+    """Every convolution in the order of the graph: its name, itself, its input by batch.
+
+    What is changed in it before the next is asked for, all layers after it see. One pass over the graph: a value is
+    kept until its last reader has run.
+    """
+    graph_module = body.graph_module
+    names = {conv: name for name, conv in body.convolutions().items()}
+    last_reader = {source: node for node in graph_module.graph.nodes for source in node.all_input_nodes}
+    runs = [fx.Interpreter(graph_module, garbage_collect_values=False) for _ in batches]
+    for run, batch in zip(runs, batches, strict=True):
+        run.args_iter = iter([batch])
+    for node in graph_module.graph.nodes:
+        layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, QuantConv):
+            yield names[layer], layer, [run.env[node.args[0]] for run in runs]
+        for run in runs:
+            with torch.no_grad():
+                run.env[node] = run.run_node(node)
+            for source in node.all_input_nodes:
+                if last_reader[source] is node:
+                    del run.env[source]
+
+
+def _input_statistics(layer: nn.Conv2d, inputs: Sequence[Tensor], *, ones: bool = False) -> tuple[Tensor, Tensor]:
     """Means over places of one filter's inputs: products [groups, K, K] of a sample, values [groups, K] of all.
 
-    `ones`: an input that is always one comes first.
+    `inputs`: [N, channels, h, w] by batch. `ones`: an input that is always one comes first.
     """
     size = layer.weight[0].numel() + ones
     moments = torch.zeros(layer.groups, size, size, dtype=torch.float64)
     mean = torch.zeros(layer.groups, size, dtype=torch.float64)
     places = 0
-    with _watching(conv) as seen:
-        for batch in batches:
-            _run(body, batch)
-            for picture in seen["input"]:
-                columns = F.unfold(_pad(picture[None], layer), layer.kernel_size, layer.dilation, 0, layer.stride)[0]
-                columns = columns.reshape(layer.groups, size - ones, -1)
-                if ones:
-                    columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)
-                mean += columns.mean(2)
-                sample = columns[..., :: max(1, columns.shape[2] // COLUMNS_PER_TILE) | 1]
-                moments += sample @ sample.mT
-                places += sample.shape[2]
-    return moments / places, mean / sum(len(b) for b in batches)
+    for picture in (picture for batch in inputs for picture in batch):
+        columns = F.unfold(_pad(picture[None], layer), layer.kernel_size, layer.dilation, 0, layer.stride)[0]
+        columns = columns.reshape(layer.groups, size - ones, -1)
+        if ones:
+            columns = torch.cat([torch.ones_like(columns[:, :1]), columns], 1)
+        mean += columns.mean(2)
+        sample = columns[..., :: max(1, columns.shape[2] // COLUMNS_PER_TILE) | 1]
+        moments += sample @ sample.mT
+        places += sample.shape[2]
+    return moments / places, mean / sum(len(batch) for batch in inputs)
 
 
 def _pad(picture: Tensor, layer: nn.Conv2d) -> Tensor:
@@ -168,7 +186,7 @@ def _correct_bias(conv: QuantConv, mean: Tensor, wanted: Tensor) -> None:
         layer.bias.add_((wanted - found).float())
 
 
-def _mean_outputs(body: QuantBody, batches: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def _mean_outputs(body: QuantBody, batches: Sequence[Tensor]) -> dict[str, Tensor]:
     """[output channels] per convolution: mean over all tiles and places."""
     totals: dict[str, Tensor] = {}
     handles = []
@@ -185,33 +203,6 @@ def _mean_outputs(body: QuantBody, batches: tuple[Tensor, ...]) -> dict[str, Ten
         handle.remove()
     count = sum(len(b) for b in batches)
     return {name: total / count for name, total in totals.items()}
-
-
-class _Enough(Exception):
-    """Stops a forward pass once the layer watched has run."""
-
-
-@contextmanager
-def _watching(conv: QuantConv) -> Iterator[dict[str, Tensor]]:
-    seen: dict[str, Tensor] = {}
-
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        seen["input"] = inputs[0]
-        raise _Enough
-
-    handle = conv.register_forward_hook(keep)
-    try:
-        yield seen
-    finally:
-        handle.remove()
-
-
-def _run(body: QuantBody, batch: Tensor) -> None:
-    with torch.no_grad():
-        try:
-            body(batch)
-        except _Enough:
-            return
 
 
 def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int = 0) -> Path:

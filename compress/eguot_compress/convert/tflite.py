@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from eguot_train.isps.base import IspNet
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8a8", "w8a16")
+PARTITIONER = "MINCUT"
+"""How the converter decides which ops it computes in NHWC. Its own choice for graphs of a thousand ops and more,
+GREEDY, hands convolutions between Q and DQ (MicroISP in int8) maps of the other layout."""
 
 
 def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState | None = None) -> bytes:
@@ -102,7 +105,9 @@ def _litert(body: object, side: int, *, integers: bool) -> bytes:
 
         quantizer = PT2EQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
         wrapped = litert_torch.to_channel_last_io(body, args=[0], outputs=[0]).eval()
-        shown, litert_torch.config.show_progress = litert_torch.config.show_progress, False
+        config = litert_torch.config
+        shown, config.show_progress = config.show_progress, False
+        cut, config.layout_optimize_partitioner = config.layout_optimize_partitioner, PARTITIONER
         try:
             model = litert_torch.convert(
                 wrapped, (torch.zeros(1, side, side, 4),),
@@ -113,7 +118,7 @@ def _litert(body: object, side: int, *, integers: bool) -> bytes:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise EguotError(f"TFLite: the converter refuses this network: {first:.200}") from error
         finally:
-            litert_torch.config.show_progress = shown
+            config.show_progress, config.layout_optimize_partitioner = shown, cut
 
 
 def _half_weights(data: bytes) -> bytes:
