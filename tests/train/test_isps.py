@@ -252,7 +252,8 @@ def test_written_out_networks_render_the_same_with_layers_that_convert(name: str
             nn.init.kaiming_normal_(parameter)
     plain = written_out(net)
     assert (plain is net) == (name == "qisp-s")
-    for module in plain.modules():
+    for path, module in plain.named_modules():
+        assert not (isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and list(module.children())), path
         assert not isinstance(module, PackedConv2d)
         assert not isinstance(module, nn.ConvTranspose2d) or module.output_padding == (0, 0)
     x = planes(32, 48)

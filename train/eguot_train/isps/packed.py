@@ -105,7 +105,8 @@ def written_out(net: Net) -> Net:
     Plain convolutions stand for all PackedConv2d; transposed convolutions with output padding, which converters refuse,
     get an even kernel instead. Both hold zeros too, so the copy has more parameters; its numbers are the same.
     """
-    changes = {path: _plain(module) for path, module in net.named_modules()}
+    inside = {part for whole in net.modules() if isinstance(whole, PackedConv2d) for part in whole.children()}
+    changes = {path: _plain(module) for path, module in net.named_modules() if module not in inside}
     if not any(changes.values()):
         return net
     twin = copy.deepcopy(net)
