@@ -88,6 +88,8 @@ ROWS: dict[str, Row] = {
     "mixed5": Row("mixed", (), "mixed, 5% of the scenes as pairs", pairs=0.05),
     "mixed25": Row("mixed", (), "mixed, 25% of the scenes as pairs", pairs=0.25),
     "mixed": Row("mixed", (), "mixed, all raw scenes also as pairs"),
+    "supervised5": Row("supervised", (), "supervised, those 5% of the pairs alone", pairs=0.05),
+    "supervised25": Row("supervised", (), "supervised, those 25% of the pairs alone", pairs=0.25),
     "supervised": Row("supervised", (), "supervised (the architecture's own loss)"),
     "paircost": Row("paired", ("transport=0",), "pair cost alone"),
     "paired": Row("paired", (), "**paired**"),
