@@ -90,9 +90,7 @@ def main(photos: Path, out: Path, steps: int, resume: bool) -> None:
     try:
         if not pairs.exists():
             make_pairs(photos, pairs)
-        config = for_machine(
-            "paired", pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=2000
-        )
+        config = for_machine("paired", pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=2000)
         train(config, out, resume=resume)
         strip_run(out, out.with_name(out.name + "-shipped") / "default")
     except EguotError as error:
