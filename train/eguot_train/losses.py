@@ -55,12 +55,15 @@ def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pair_loss(rendered: Tensor, truth: Tensor) -> Tensor:
-    """[B] Charbonnier + 0.3 (1 - SSIM) + 5 MSE.
+    """[B] Charbonnier + 0.4 (1 - SSIM) + 20 MSE + 0.5 Charbonnier of the differences R - G and B - G.
 
-    METHOD.md 2.1 has 0.15 (1 - SSIM) and a coarse chroma term instead of the MSE; `train/LOG.md` has the comparison.
+    SSIM teaches structure, the square brings tone near, and colour differences, small beside luma, would come last.
+    METHOD.md 2.1 has 0.15 (1 - SSIM) and 0.5 of low-passed chroma; `train/LOG.md` has the comparison.
     """
-    square = (rendered - truth).square().mean((1, 2, 3))
-    return charbonnier(rendered, truth) + 0.3 * (1 - ssim(rendered, truth)) + 5 * square
+    error = rendered - truth
+    chroma = charbonnier(error[:, ::2], error[:, 1:2])
+    square = error.square().mean((1, 2, 3))
+    return charbonnier(rendered, truth) + 0.4 * (1 - ssim(rendered, truth)) + 20 * square + 0.5 * chroma
 
 
 def supervised_loss(rendered: Tensor, truth: Tensor) -> Tensor:
