@@ -5,8 +5,8 @@ same house look, so the network learns demosaicing, noise and tone for cameras i
 camera matrix are ingest's. The photos that `split.json` names as `test` are left out and scored afterwards.
 
     python -m eguot_train.default_isp --out runs/default     # train; writes runs/default-pairs and runs/default-shipped
-    eguot-sdk qat runs/default-shipped/default --pairs runs/default-pairs/train --out runs/default-int8/default
-    eguot-sdk convert runs/default-int8/default --format tflite --precision w8a8 --out sdk/eguot_sdk/models
+    eguot-sdk convert runs/default-shipped/default --format tflite --precision w8a8 --out sdk/eguot_sdk/models \
+        --calibration runs/default-pairs/train
 
 `eguot-sdk train --init default` starts from the float network, which ships as the run folder `models/default` here.
 """
