@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,10 @@ from eguot_sdk.errors import GateError
 
 if TYPE_CHECKING:
     from .convert import Converted, Via
+    from .lint import Finding
+
+SHOWN = 3
+"""Places of one fault that `lint` names; `--json` names all."""
 
 
 @click.command()
@@ -147,12 +151,22 @@ def lint(subject: str, targets: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"isp": Path(subject).name, "findings": [dataclasses.asdict(f) for f in findings]}))
     else:
-        for f in findings:
-            click.echo(f"{f.severity}: {f.where}: {f.what} ({', '.join(f.targets)})")
+        for line in _grouped(findings):
+            click.echo(line)
         click.echo(f"{Path(subject).name}: {len(findings)} findings" if findings else f"{Path(subject).name}: clean")
     refused = sum(f.severity == "error" for f in findings)
     if refused:
         raise GateError(f"{Path(subject).name}: {refused} of {len(findings)} findings are errors")
+
+
+def _grouped(findings: Sequence[Finding]) -> Iterator[str]:
+    """One line for all places that share a fault: a deep network has the same one in dozens of layers."""
+    places: dict[tuple[str, str, str], list[str]] = {}
+    for f in findings:
+        places.setdefault((f.severity, f.what, ", ".join(f.targets)), []).append(f.where)
+    for (severity, what, targets), where in places.items():
+        more = f" and {len(where) - SHOWN} more" if len(where) > SHOWN else ""
+        yield f"{severity}: {', '.join(where[:SHOWN])}{more}: {what} ({targets})"
 
 
 def _words(text: str) -> list[str]:

@@ -67,6 +67,8 @@ class Finding:
 
 def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
     """Findings for an architecture name, a run folder or a .tflite. Raises UsageError for what is none of them."""
+    if not targets:
+        raise UsageError(f"no target given: use some of {', '.join(TARGETS)}")
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}: use some of {', '.join(TARGETS)}")

@@ -140,22 +140,28 @@ def evaluate(
     label: str = "evaluate",
     protocol: Protocol = "plain",
     perceptual: Perceptual | None = None,
+    skip_damaged: bool = False,
 ) -> Evaluation:
-    """Score `render` on pairs, with a progress bar on stderr. Raises EguotError naming the pair that failed.
+    """Score `render` on pairs and say how alike the sets of pictures are, with a progress bar on stderr.
 
-    `render` is called from one thread, one frame after the other.
+    `render` is called from one thread, one frame after the other. Raises EguotError naming the pair that failed; with
+    `skip_damaged` such pairs are left out and named in `skipped`, and it raises where none can be scored.
     """
     if not pairs:
         raise UsageError("no pairs to evaluate on")
     workers = os.cpu_count() or 1
+    score = partial(score_image, protocol=protocol, perceptual=perceptual)
+    results = _Results()
     with ThreadPoolExecutor(workers) as pool:
         try:
-            score = partial(score_image, protocol=protocol, perceptual=perceptual)
-            scores = tuple(_scores(render, pairs, pool, score, waiting=workers, label=label))
+            for result in _scored(render, pairs, pool, score, waiting=workers, label=label):
+                if isinstance(result, EguotError) and not skip_damaged:
+                    raise result
+                results.add(result)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Evaluation(scores, protocol)
+    return results.evaluation(protocol)
 
 
 def evaluate_each(
@@ -167,83 +173,121 @@ def evaluate_each(
     perceptual: Perceptual | None = None,
     workers: int | None = None,
 ) -> Evaluation:
-    """Score pairs in processes, one a core, and say how alike the sets of pictures are; a bar on stderr shows how far.
+    """Like `evaluate` with `skip_damaged`, in processes, one a core.
 
-    `open_render` is called once in each process and must be picklable, as must the pairs. Pairs that cannot be read are
-    left out and named in `skipped`. Raises EguotError where none can be read.
+    `open_render` is called once in each process and must be picklable, as must the pairs.
     """
-    scores, problems = [], []
-    pictures, truths = PictureSet(), PictureSet()
-    whole = True
+    results = _Results()
     score = partial(score_image, protocol=protocol, perceptual=perceptual)
-    results = map_processes(
+    shared = map_processes(
         _score_there, pairs, workers=workers, initializer=_open_there, arguments=(open_render, score)
     )
     with progress_bar(len(pairs), label=label) as bar:
-        for result in results:
-            if isinstance(result, str):
-                problems.append(result)
-            else:
-                of_pair, of_picture, of_truth = result
-                scores.append(of_pair)
-                if of_picture is None or of_truth is None:
-                    whole = False
-                else:
-                    pictures.add(of_picture)
-                    truths.add(of_truth)
+        for result in shared:
+            results.add(result)
             bar.update()
-    if not scores:
-        raise EguotError(problems[0] if problems else "no pairs to evaluate on")
-    return Evaluation(tuple(scores), protocol, pictures.distances(truths) if whole else {}, tuple(problems))
+    return results.evaluation(protocol)
+
+
+Score = Callable[[str, Picture, Picture], ImageScore]
+Scored = tuple[ImageScore, PictureSummary | None, PictureSummary | None]
+"""The metrics of an image, and summaries of picture and truth; None where they are too small for one."""
+
+
+class _Results:
+    """Gathers what becomes of each pair, in their order."""
+
+    def __init__(self) -> None:
+        self._scores: list[ImageScore] = []
+        self._problems: list[str] = []
+        self._pictures, self._truths = PictureSet(), PictureSet()
+        self._whole = True
+
+    def add(self, result: Scored | EguotError) -> None:
+        if isinstance(result, EguotError):
+            self._problems.append(str(result))
+            return
+        score, of_picture, of_truth = result
+        self._scores.append(score)
+        if of_picture is None or of_truth is None:
+            self._whole = False
+        else:
+            self._pictures.add(of_picture)
+            self._truths.add(of_truth)
+
+    def evaluation(self, protocol: Protocol) -> Evaluation:
+        """Raises EguotError where no pair was scored."""
+        if not self._scores:
+            raise EguotError(self._problems[0] if self._problems else "no pairs to evaluate on")
+        likeness = self._pictures.distances(self._truths) if self._whole else {}
+        return Evaluation(tuple(self._scores), protocol, likeness, tuple(self._problems))
 
 
 _THERE: dict[str, Any] = {}
 """Of a worker process: how it renders, and how it scores."""
 
 
-def _open_there(open_render: Callable[[], Render], score: Callable[[str, Picture, Picture], ImageScore]) -> None:
+def _open_there(open_render: Callable[[], Render], score: Score) -> None:
     _THERE.update(render=open_render(), score=score)
 
 
-def _score_there(pair: PairLike) -> tuple[ImageScore, PictureSummary | None, PictureSummary | None] | str:
+def _score_there(pair: PairLike) -> Scored | EguotError:
     try:
-        picture = _THERE["render"](_as_sensor(pair.frame()))
-        truth = pair.truth()
-        score = _THERE["score"](pair.name, picture, truth)
+        return _with_summaries(_THERE["score"], pair.name, _THERE["render"](_as_sensor(pair.frame())), pair.truth())
     except UsageError:
         raise
     except EguotError as error:
-        return str(error)
+        return EguotError(str(error))  # not every error of ours can be sent between processes
+
+
+def _with_summaries(score: Score, name: str, picture: Picture, truth: Picture) -> Scored:
+    scored = score(name, picture, truth)
     if min(*picture.shape[:2], *truth.shape[:2]) < SPECTRUM:
-        return score, None, None
-    return score, summarise(picture), summarise(truth)
+        return scored, None, None
+    return scored, summarise(picture), summarise(truth)
 
 
 def _as_sensor(frame: RawFrame) -> RawFrame:
     return dataclasses.replace(frame, orientation=1, pixel_aspect=1.0)
 
 
-def _scores(
+def _scored(
     render: Render,
     pairs: Sequence[PairLike],
     pool: ThreadPoolExecutor,
-    score: Callable[[str, Picture, Picture], ImageScore],
+    score: Score,
     *,
     waiting: int,
     label: str,
-) -> Iterator[ImageScore]:
-    """Scores in the order of the pairs; at most `waiting` rendered pictures are held."""
-    running: deque[Future[ImageScore]] = deque()
+) -> Iterator[Scored | EguotError]:
+    """What becomes of each pair, in their order; at most `waiting` rendered pictures are held."""
+    running: deque[Future[Scored] | EguotError] = deque()
     with progress_bar(pairs, label=label) as bar:
         for pair in pairs:
-            picture = render(_as_sensor(pair.frame()))
-            running.append(pool.submit(score, pair.name, picture, pair.truth()))
+            try:
+                picture, truth = render(_as_sensor(pair.frame())), pair.truth()
+                running.append(pool.submit(_with_summaries, score, pair.name, picture, truth))
+            except UsageError:
+                raise
+            except EguotError as error:
+                running.append(error)
             if len(running) > waiting:
-                yield running.popleft().result()
+                yield _result(running.popleft())
                 bar.update()
-        for future in running:
-            yield future.result()
+        for waited in running:
+            yield _result(waited)
             bar.update()
+
+
+def _result(waited: Future[Scored] | EguotError) -> Scored | EguotError:
+    if isinstance(waited, EguotError):
+        return waited
+    try:
+        return waited.result()
+    except UsageError:
+        raise
+    except EguotError as error:
+        return error
 
 
 def score_image(

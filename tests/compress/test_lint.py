@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_only_the_targets_asked_for() -> None:
     assert found[0].targets == ("tflite-cpu", "tflite-gpu", "nnapi")
     with pytest.raises(UsageError, match="unknown target"):
         lint("qisp-s", ["toaster"])
+    with pytest.raises(UsageError, match="no target given"):
+        lint("qisp-s", [])
 
 
 def test_what_is_no_isp(tmp_path: Path) -> None:
@@ -134,3 +137,7 @@ def test_refused_networks_are_exit_3() -> None:
     result = CliRunner().invoke(command, ["--isp", "liteispnet", "--json"])
     assert isinstance(result.exception, GateError)
     assert '"severity": "error"' in result.stdout
+    each = json.loads(result.stdout)["findings"]
+    told = CliRunner().invoke(command, ["--isp", "liteispnet"]).stdout.splitlines()[:-1]
+    assert len(told) == len({(f["severity"], f["what"], tuple(f["targets"])) for f in each}) < len(each)
+    assert [line.partition(":")[0] for line in told] == sorted(line.partition(":")[0] for line in told)

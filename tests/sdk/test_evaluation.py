@@ -86,6 +86,10 @@ def test_failures_name_the_pair(pairs: list[Pair], tmp_path: Path) -> None:
     pairs[2].truth_path.write_bytes(pairs[2].truth_path.read_bytes()[:60])
     with pytest.raises(RawError, match="p2_srgb"):
         evaluate(lambda frame: np.zeros((*frame.mosaic.shape, 3), np.uint8), pairs)
+    black = evaluate(lambda frame: np.zeros((*frame.mosaic.shape, 3), np.uint8), pairs, skip_damaged=True)
+    assert [score.name for score in black.scores] == ["p0", "p1", "p3", "p4", "p5", "p6"]
+    assert len(black.skipped) == 1
+    assert "p2_srgb" in black.skipped[0]
     (tmp_path / "file").write_text("")
     good = evaluate(lambda frame: np.zeros((*frame.mosaic.shape, 3), np.uint8), pairs[:1])
     with pytest.raises(OutputError):

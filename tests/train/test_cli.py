@@ -63,6 +63,7 @@ def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: 
         (("paired", "--set", "stepz=3"), 2, "KEY=VALUE with KEY one of"),
         (("paired", "--set", "steps=many"), 2, "'many' is not a whole number"),
         (("paired", "--isp", "nothing"), 2, "unknown ISP 'nothing'"),
+        (("paired", "--pairs", "absent", "--val", "nowhere"), 2, "nowhere is not a folder"),
         (("paired", "--seed", "-1"), 2, "seed must not be negative"),
         (("paired", "--resume"), 1, "is not a run folder"),
     ],
@@ -82,6 +83,10 @@ def test_mistakes_are_told_in_one_line(
 def test_wrong_flags_are_usage_errors(tmp_path: Path) -> None:
     for arguments in (("free", "--out", "x"), ("paired",), ("paired", "--out", "x", "--steps", "0")):
         assert invoke("train", *arguments).exit_code == 2
+    for mode, option in (("paired", "--raw"), ("supervised", "--srgb"), ("unpaired", "--pairs")):
+        done = invoke("train", mode, option, "x", "--out", str(tmp_path / "run"))
+        assert done.exit_code == 2
+        assert f"does not read {option}" in done.stderr
 
 
 def test_training_in_a_process_keeps_stdout_clean(folders: dict[str, str], tmp_path: Path) -> None:

@@ -122,6 +122,14 @@ def test_plain_folders(folders: dict[str, str], tmp_path: Path) -> None:
         open_dataset(both)
 
 
+def test_shards_are_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "out" / "train").mkdir(parents=True)
+    (tmp_path / "out" / "train" / "shard-000000.tar").touch()
+    for folder in ("out", "out/train"):
+        with pytest.raises(UsageError, match="holds shards"):
+            open_dataset(tmp_path / folder)
+
+
 def test_a_set_with_parts_is_never_tested_on_what_it_was_trained_on(tmp_path: Path) -> None:
     root = make_zrr(tmp_path / "zrr")
     shutil.rmtree(root / "test")

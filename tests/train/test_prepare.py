@@ -16,7 +16,7 @@ from eguot_train.cli_data import data
 from eguot_train.config import TrainConfig
 from eguot_train.data import prepare as module
 from eguot_train.data.batches import load_sources
-from eguot_train.data.prepare import SUMMARY, prepare
+from eguot_train.data.prepare import BEGUN, SUMMARY, prepare
 from eguot_train.data.shards import is_shards, read_index, shard_files
 from eguot_train.evaluate import pairs_to_score
 
@@ -88,9 +88,14 @@ def test_wrong_levels_are_refused_before_anything_is_written(tmp_path: Path) -> 
 def test_only_an_unfinished_set_is_written_over(tmp_path: Path) -> None:
     root, out = make_ntire(tmp_path / "ntire"), tmp_path / "out"
     (out / "train").mkdir(parents=True)
-    (out / "train" / "shard-000009-000000.tar").write_bytes(b"of a run that was killed")
+    (out / "train" / "shard-000009-000000.tar").write_bytes(b"of somebody else")
+    with pytest.raises(UsageError, match=r"holds shard-000009-000000\.tar"):
+        prepare(root, out)
+    assert (out / "train" / "shard-000009-000000.tar").exists()
+    (out / BEGUN).touch()  # so it is of a run that was killed
+    (out / "train" / ".shard-000009-000001.tar.77-0123456789ab.part").touch()
     prepare(root, out)
-    assert not (out / "train" / "shard-000009-000000.tar").exists()
+    assert not [p.name for p in out.rglob("*") if "000009" in p.name or p.name == BEGUN]
     with pytest.raises(UsageError, match="holds a prepared set"):
         prepare(root, out)
     (tmp_path / "mine").mkdir()

@@ -87,6 +87,23 @@ def test_each_mode_trains(mode: Mode, folders: dict[str, str], tmp_path: Path) -
     assert any("step 4/4" in line for line in lines)
 
 
+def test_pairs_to_validate_on_are_looked_for_first_and_damaged_ones_told(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="no pairs to score on"):
+        train(tiny("supervised", folders, val=folders["srgb"]), tmp_path / "run", echo=quietly)
+    assert not (tmp_path / "run").exists()
+    val = Path(shutil.copytree(folders["pairs"], tmp_path / "val"))
+    cut = sorted(val.glob("*_raw.png"))[0]
+    cut.write_bytes(cut.read_bytes()[:100])
+    lines: list[str] = []
+    run = train(tiny("supervised", folders, val=str(val)), tmp_path / "run", echo=lines.append)
+    assert sum(line.startswith("not scored: ") and cut.name in line for line in lines) == 1
+    assert [line["val_psnr_db"] for line in logged(run) if "val_psnr_db" in line] == [
+        pytest.approx(evaluate_model(run, val).mean("psnr_db"), abs=1e-4)
+    ]
+
+
 def plain_loop(config: TrainConfig, loss_of: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     """A supervised loop as anyone would write it, on the same batches and schedule."""
     torch.manual_seed(config.seed)

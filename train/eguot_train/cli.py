@@ -26,7 +26,7 @@ import click
     help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]",
 )
 @click.option("--seed", type=int, help="Seed of weights and batches.  [default: 0]")
-@click.option("--val", type=click.Path(path_type=Path), help="Folder of pairs to score along the way.")
+@click.option("--val", type=click.Path(path_type=Path), help="Pairs to score along the way, or a set with a test part.")
 @click.option("--init", help="Run to start from, or `default` for the network behind the default ISP.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable."
@@ -59,6 +59,7 @@ def train(
     from .recipes import for_machine
     from .trainer import train as run
 
+    _refuse_unread(mode, raw=raw, srgb=srgb, pairs=pairs)
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
@@ -71,6 +72,14 @@ def train(
         config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
     click.echo(f"trained {out}", err=True)
+
+
+def _refuse_unread(mode: str, **folders: Path | None) -> None:
+    """Raises UsageError for a folder that the mode would not look into."""
+    reads = {"unpaired": ("raw", "srgb"), "mixed": ("raw", "srgb", "pairs")}.get(mode, ("pairs",))
+    for name, folder in folders.items():
+        if folder is not None and name not in reads:
+            raise click.UsageError(f"{mode} training does not read --{name}; leave it out, or train mixed")
 
 
 @click.command()

@@ -58,7 +58,8 @@ def evaluate_model(
 ) -> Evaluation:
     """Score a run folder, an ISP file or `default` on pairs or the folder of some. Raises EguotError.
 
-    Many pairs are shared out to processes, a few are scored here. `lpips`: among the metrics where it is given.
+    Pairs that cannot be read are left out and named in `skipped`. Many pairs are shared out to processes, a few are
+    scored here. `lpips`: among the metrics where it is given.
     """
     if isinstance(pairs, Path):
         pairs, _ = pairs_to_score(pairs)
@@ -74,7 +75,7 @@ def evaluate_model(
             perceptual=lpips,
             workers=workers,
         )
-    return evaluate(render, pairs, label=label, protocol=protocol, perceptual=lpips)
+    return evaluate(render, pairs, label=label, protocol=protocol, perceptual=lpips, skip_damaged=True)
 
 
 def render_of(model: str | Path, threads: int | None = None) -> Render:

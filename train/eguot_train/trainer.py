@@ -22,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.metrics import psnr
-from eguot_sdk.pairs import PairLike, list_pairs
+from eguot_sdk.pairs import PairLike
 
 from . import ranks
 from .alignment import fit_alignment, fit_plain_alignment
@@ -45,6 +45,7 @@ from .checkpoint import (
 from .config import EXPERTS, PAIRED_TRANSPORT, TrainConfig
 from .cost import Cost
 from .data.batches import CALIBRATION, Batch, Batches, Sources, load_sources, pictures
+from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
 from .health import Health, TrainingDiverged, check_finite
 from .isps import IspNet, Recipe
@@ -135,6 +136,7 @@ def _train(
     if start >= config.steps:
         echo(f"{out.name}: already trained {start} steps, nothing to do")
         return out
+    judges = pairs_to_score(config.val)[0] if config.val else []
     sources = load_sources(config)
     echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
     for line in sources.notes:
@@ -255,7 +257,9 @@ def _train(
             if not first:
                 continue
             if config.val and (done % config.val_every == 0 or done == config.steps):
-                log.write(done, {"val_psnr_db": validate(ema, config)})
+                score = validate(ema, judges, config, warn)
+                if score is not None:
+                    log.write(done, {"val_psnr_db": score})
             if done % config.sheet_every == 0 or done == config.steps:
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
                 if config.unpaired and "srgb" not in sources.streamed:
@@ -762,12 +766,15 @@ def _to(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, **moved)
 
 
-def validate(net: Any, config: TrainConfig) -> float:
-    """Mean PSNR in dB of a network over the pairs of `config.val`."""
-    scores = [
-        psnr(render_frame(net, p.frame(), config.color_input), p.truth()) for p in list_pairs(Path(str(config.val)))
-    ]
-    return float(np.mean(scores))
+def validate(net: Any, pairs: Sequence[PairLike], config: TrainConfig, warn: Callable[[str], None]) -> float | None:
+    """Mean PSNR in dB of a network over pairs; those that cannot be read are told and left out. None: all of them."""
+    scores = []
+    for pair in pairs:
+        try:
+            scores.append(psnr(render_frame(net, pair.frame(), config.color_input), pair.truth()))
+        except EguotError as error:
+            warn(f"not scored: {error}")
+    return float(np.mean(scores)) if scores else None
 
 
 def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Reference) -> list[list[np.ndarray]]:

@@ -1,7 +1,7 @@
 """A data set as shards: every file read once, in processes of this machine or on a cluster; damaged files are listed.
 
 Each task makes one shard from a fixed run of items, so the result does not depend on how many workers there were.
-A finished set lies in OUT with `prepared.json`; what was begun and not finished is done again.
+A finished set lies in OUT with `prepared.json`, one that was begun with `unfinished`, which is done again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from eguot_sdk.errors import EguotError, OutputError, UsageError
@@ -23,6 +24,8 @@ from .shards import Sample, write_shards
 
 ITEMS_PER_SHARD = 512
 SUMMARY = "prepared.json"
+BEGUN = "unfinished"
+"""Lies in OUT until the set is whole, so that only shards of `prepare` are ever written over."""
 KEPT_BYTES = (b"\xff\xd8", b"\x89P")
 """Pictures that are JPEG or PNG go into shards as they are."""
 
@@ -70,6 +73,7 @@ def prepare(folder: Path, out: Path, *, unpaired: bool = False, cluster: str | N
     with written_beside(out / SUMMARY) as file:
         summary = {"kind": dataset.kind, "values": values, "unpaired": unpaired} | asdict(result)
         file.write(json.dumps(summary, indent=1).encode())
+    (out / BEGUN).unlink(missing_ok=True)
     return result
 
 
@@ -132,16 +136,25 @@ def _sample(item: Item) -> Sample:
     return Sample(item.name, frame, replace(item, raw=None).truth())
 
 
+def _leftover(path: Path) -> bool:
+    """Whether it is what a killed process had begun to write."""
+    return fnmatch(path.name, ".shard-*.tar.*.part") or fnmatch(path.name, f".{SUMMARY}.*.part")
+
+
 def _make_empty(out: Path) -> None:
     try:
         if out.exists() and (not out.is_dir() or (out / SUMMARY).exists()):
             raise UsageError(f"{out}: exists and holds a prepared set; name another folder or remove it")
         if out.is_dir():
-            foreign = next((p for p in out.rglob("*") if p.is_file() and p.suffix != ".tar"), None)
+            files = [p for p in out.rglob("*") if p.is_file()]
+            begun = out / BEGUN in files
+            ours = {p for p in files if p.name == BEGUN or fnmatch(p.name, "shard-*.tar") or _leftover(p)}
+            foreign = next((p for p in files if not begun or p not in ours), None)
             if foreign is not None:
                 raise UsageError(f"{out}: holds {foreign.name}; name an absent or empty folder")
-            for stale in out.rglob("shard-*.tar"):
+            for stale in ours - {out / BEGUN}:
                 stale.unlink()
         out.mkdir(parents=True, exist_ok=True)
+        (out / BEGUN).touch()
     except OSError as error:
         raise OutputError(f"{out}: cannot be made ({error.strerror or error})") from error

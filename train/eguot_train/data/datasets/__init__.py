@@ -76,6 +76,9 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
 
 
 def _unpaired(folder: Path) -> Dataset:
+    if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
+        readers = "`train` and `evaluate --pairs` read them; `data check` and `prepare` take what they were made of"
+        raise UsageError(f"{folder}: holds shards: {readers}")
     items = plain.load_unpaired(folder)
     raws, photos = raws_of(items), photos_of(items)
     if not items:

@@ -176,7 +176,9 @@ def _histogram(statistics: RawStatistics, values: RawValues) -> Picture:
     for plane, position in planes.items():
         edges = np.linspace(0, highest, width + 1).astype(int)
         sums = np.concatenate([[0], np.cumsum(statistics.histogram[position])])
-        bins = sums[np.minimum(edges[1:], len(sums) - 1)] - sums[np.minimum(edges[:-1], len(sums) - 1)]
+        ends = np.maximum(edges[1:], edges[:-1] + 1)  # counts are fewer than columns where a raw has few bits
+        bins = sums[np.minimum(ends, len(sums) - 1)] - sums[np.minimum(edges[:-1], len(sums) - 1)]
+        bins = bins / (ends - edges[:-1])
         level = np.log1p(bins) / max(np.log1p(bins.max()), 1e-9)
         points = [(x, top + height - 1 - float(v) * (height - 2)) for x, v in enumerate(level)]
         pen.line(points, fill=colours[plane])
