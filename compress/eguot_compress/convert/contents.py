@@ -94,7 +94,8 @@ def read_onnx(path: Path) -> Contents:
         if node.input[0] in values and stored.ndim:
             weights.add(scales)
         else:
-            activations.add((scales[0], int(values[node.input[2]]) if len(node.input) > 2 else 0))
+            zero = values[node.input[2]] if len(node.input) > 2 else np.int8(0)
+            activations.add((scales[0], int(zero) - (128 if zero.dtype == np.uint8 else 0)))  # as in read_coreml
     ops = Counter(node.op_type for node in model.graph.node if node.op_type != "Constant")
     return Contents(ops=dict(ops.most_common()), activations=frozenset(activations), weights=frozenset(weights))
 

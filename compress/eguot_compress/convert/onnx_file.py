@@ -1,7 +1,7 @@
 """ONNX files: fp32, fp16 weights and arithmetic, int8 weights, or every value quantised (QuantizeLinear pairs).
 
 Input `raw` [1, 4, h, w], output `srgb` [1, 3, 2h, 2w], both float32, any h and w that the network takes; the tail is
-one DepthToSpace (CRD). Weights of integer files are int8 constants. The spec is in metadata_props.
+one DepthToSpace (CRD). Weights of integer files are int8 constants, values are uint8. The spec is in metadata_props.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -100,8 +100,32 @@ def export_onnx(module: nn.Module, path: Path, side: int, *, output: str = "srgb
         program.save(str(path))
         model = onnx.load(str(path))
         _tidy(model, flexible)
+        _unsigned(model)
         onnx.checker.check_model(model)
         onnx.save(model, str(path))
+
+
+def _unsigned(model: Any) -> None:
+    """int8 values with a zero point z become uint8 ones with z + 128: the same numbers.
+
+    onnxruntime turns the values of one reader into uint8 by itself and leaves those of several as int8; a convolution
+    between the two kinds then has no integer kernel and is summed in float32.
+    """
+    from onnx import numpy_helper
+
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    zeros = set()
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constants:
+            for attribute in [a for a in node.attribute if a.name == "output_dtype"]:
+                node.attribute.remove(attribute)  # the zero point says it
+            zeros.add(node.input[2])
+    for name in zeros:
+        zero = numpy_helper.to_array(constants[name])
+        if zero.dtype == np.int8:
+            moved = (zero.astype(np.int16) + 128).astype(np.uint8)
+            constants[name].CopyFrom(numpy_helper.from_array(moved, name))
 
 
 def _tidy(model: object, flexible: bool) -> None:
