@@ -103,6 +103,8 @@ def test_each_format_holds_it(
     record_property("figures", f"{name} {format_} {precision}: {found.psnr_db:.1f} dB, {found.max_lsb:.2f} LSB")
     print(f"{name} {format_} {precision}: {found.psnr_db:.1f} dB, {found.max_lsb:.2f} LSB, over 2: {found.over_2_lsb}")
     assert float(twin.clamp(0, 1).std()) > 0.05
+    if format_ == "tflite":
+        assert "TRANSPOSE" not in kind.read(path).ops  # slow, and not taken by the GPU
     if state is not None:
         assert compare_scales(kind.read(path), state).differing == 0
     if precision == "w8a8":

@@ -44,6 +44,9 @@ class SyeNet(IspNet):
             nn.Sequential(conv(4, WIDTH, 5), nn.PReLU(WIDTH), conv(WIDTH, WIDTH, 3)), conv(4, WIDTH, 5)
         )
         self.middle = Quadratic(conv(WIDTH, WIDTH, 3), nn.Conv2d(WIDTH, WIDTH, 1))
+        if deployed:  # of four axes, or converters turn the maps to the layout of the bias and back
+            for quadratic in (self.head, self.middle):
+                quadratic.bias = nn.Parameter(quadratic.bias.detach()[None])
         self.gate = nn.Sequential(
             nn.Conv2d(WIDTH, WIDTH, 1), nn.PReLU(WIDTH), nn.Conv2d(WIDTH, WIDTH, 1), nn.Sigmoid()
         )  # fmt: skip
@@ -63,6 +66,8 @@ class SyeNet(IspNet):
                 kept = {key: value for key, value in kept.items() if not key.startswith(f"{path}.")}
                 layer = "tail.layer" if path == "tail" else path
                 kept[f"{layer}.weight"], kept[f"{layer}.bias"] = module.merged()
+        for key in ("head.bias", "middle.bias"):
+            kept[key] = kept[key][None]
         with torch.device(kept["head.bias"].device):
             twin = SyeNet(deployed=True)
         twin.load_state_dict(kept)
