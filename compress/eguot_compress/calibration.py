@@ -6,7 +6,7 @@ it did, procedural scenes through a synthetic camera. Golden crops are drawn apa
 
 from __future__ import annotations
 
-import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from eguot_sdk.errors import EguotError, UsageError
-from eguot_sdk.pairs import list_pairs
-from eguot_sdk.raw import RawFrame, read_raw
-from eguot_sdk.shading import shaded
+from eguot_sdk.raw import RawFrame
 from eguot_train.config import TrainConfig
-from eguot_train.data.crops import RAW_SUFFIXES, Picture, RawCrops, find_files
+from eguot_train.data.crops import Picture, RawCrops
+from eguot_train.data.samples import frame_of, list_samples, read_held, read_pair, samples_hash, there
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
+from eguot_train.data.window import Role
 
 T = TypeVar("T")
 MAX_FRAMES = 24
@@ -46,7 +46,7 @@ class Calibration:
     truths: Tensor | None
     """The true pictures of `golden` without the ramp, where the source holds pairs."""
     source: dict[str, Any]
-    """kind, number of files, sha256 over their names and bytes; never a path."""
+    """kind, number of samples, sha256 over their names and bytes; never a path."""
 
     def at_side(self, side: int) -> Calibration:
         """The golden crops laid side by side on one tile of `side` packed pixels, and a ramp of that size."""
@@ -72,49 +72,53 @@ class Calibration:
 
 
 def load_calibration(config: TrainConfig, folder: Path | None, *, seed: int = 0) -> Calibration:
-    """Crops for a run. `folder`: pairs or raws; None: the run's own data, else procedural scenes.
+    """Crops for a run. `folder`: pairs or raws, a data set or shards; None: the run's own data, else procedural scenes.
 
-    Raises UsageError where `folder` holds neither.
+    Raises UsageError where `folder` holds neither pairs nor raws.
     """
     if folder is not None:
         return _from_folder(folder, config, seed)
-    for known in (config.pairs, config.raw):
-        if known is not None and Path(known).is_dir():
-            try:
-                return _from_folder(Path(known), config, seed)
-            except EguotError:  # moved, emptied or replaced since: the next source will do
-                continue
+    for known, role in own_data(config):
+        try:
+            return _from_folder(known, config, seed, (role,))
+        except EguotError:  # emptied or replaced since: the next source will do
+            continue
     frames, _ = procedural_pairs()  # their truth is another camera's look, not this run's
     source = {"kind": "procedural scenes", "files": len(frames), "sha256": None}
     return _draw(frames, None, config, source, seed)
 
 
-def _from_folder(folder: Path, config: TrainConfig, seed: int) -> Calibration:
-    if not folder.is_dir():
-        raise UsageError(f"calibration: {folder} is not a folder; give one with raws or pairs")
+def own_data(config: TrainConfig) -> list[tuple[str, Role]]:
+    """Pairs and raws that a run was trained on, where they still lie where they did."""
+    known: list[tuple[str | None, Role]] = [(config.pairs, "pairs"), (config.raw, "raw")]
+    return [(where, role) for where, role in known if where is not None and there(where, role)]
+
+
+def tell_skipped(lines: Sequence[str]) -> None:
+    """Name on stderr what could not be read."""
+    for line in lines:
+        print(f"skipped {line}", file=sys.stderr, flush=True)
+
+
+def _from_folder(
+    where: str | Path, config: TrainConfig, seed: int, roles: Sequence[Role] = ("pairs", "raw")
+) -> Calibration:
     truths: list[Picture] | None = None
-    if any(folder.glob("*_raw.png")):
-        pairs = _some(list_pairs(folder))
-        frames, truths = [p.frame() for p in pairs], [p.truth() for p in pairs]
-        files = sorted(p for p in folder.iterdir() if p.is_file())
-        source = {"kind": "pairs", "files": len(pairs)}
-    else:
-        files, frames = _readable(_some(find_files(folder, RAW_SUFFIXES)))
-        if not frames:
-            raise UsageError(f"calibration: {folder} holds no readable raws and no pairs; give a folder that does")
-        source = {"kind": "raws", "files": len(frames)}
-    return _draw(frames, truths, config, {**source, "sha256": _hash(files, folder)}, seed)
-
-
-def _readable(paths: Sequence[Path]) -> tuple[list[Path], list[RawFrame]]:
-    files, frames = [], []
-    for path in paths:
-        try:
-            frames.append(shaded(read_raw(path), "auto"))
-        except EguotError:
-            continue
-        files.append(path)
-    return files, frames
+    for role in roles:
+        samples = _some(list_samples(where, role))
+        if role == "pairs":
+            both, skipped = read_held(samples, read_pair)
+            frames, truths = [frame for frame, _ in both], [truth for _, truth in both]
+        else:
+            frames, skipped = read_held(samples, frame_of)
+            truths = None
+        if frames:
+            tell_skipped(skipped)
+            kind = "pairs" if role == "pairs" else "raws"
+            source = {"kind": kind, "files": len(frames), "sha256": samples_hash(samples, where)}
+            return _draw(frames, truths, config, source, seed)
+    why = f" (first: {skipped[0]})" if skipped else ""
+    raise UsageError(f"calibration: {where} holds no readable raws and no pairs{why}; give a folder that does")
 
 
 def _some(items: Sequence[T]) -> list[T]:
@@ -122,15 +126,6 @@ def _some(items: Sequence[T]) -> list[T]:
     if len(items) <= MAX_FRAMES:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, MAX_FRAMES).astype(int)]
-
-
-def _hash(files: Sequence[Path], folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
 
 
 def procedural_pairs() -> tuple[list[RawFrame], list[Picture]]:

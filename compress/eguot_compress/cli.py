@@ -30,7 +30,7 @@ SHOWN = 3
               help="Comma list of fp32, fp16, w8 (int8 weights), w8a8 (int8), w8a16 (int16 activations).")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write NAME.PRECISION.EXT into.")
 @click.option("--calibration", type=click.Path(path_type=Path),
-              help="Folder of raws or pairs to learn int8 ranges from; default: the run's own.")  # fmt: skip
+              help="Raws, pairs, a data set or shards to learn int8 ranges from; default: the run's own.")  # fmt: skip
 @click.option("--max-drop-db", type=float, help="Refuse a file that loses more PSNR than this.")
 @click.option("--via", type=click.Choice(["litert-torch", "onnx2tf"]), default="litert-torch", show_default=True,
               help="What writes .tflite files; onnx2tf (float and own int8 ranges) is there to check by.")  # fmt: skip
@@ -62,9 +62,9 @@ def convert(
 def _folders(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say where to learn from."""
     for name, text in (
-        ("--srgb", "Folder of photos, sent back to raws like those of --raw."),
-        ("--raw", "Folder of raws; the teacher renders the targets."),
-        ("--pairs", "Folder of pairs; default: the run's own data, else procedural scenes."),
+        ("--srgb", "Photos, sent back to raws like those of --raw."),
+        ("--raw", "Raws; the teacher renders the targets."),
+        ("--pairs", "Pairs, a data set or shards; default: the run's own data, else procedural scenes."),
     ):
         command = click.option(name, type=click.Path(path_type=Path), help=text)(command)
     return command
@@ -201,10 +201,9 @@ def _table(results: list[Converted]) -> str:
     if any(r.format == "coreml" for r in results):
         lines.append("Core ML files were evaluated op by op, not run on Apple hardware")
     for r in results:
-        if r.float_layers:
-            lines.append(
-                f"{r.format} {r.precision}: {', '.join(r.float_layers)} kept in float to meet the drop asked for"
-            )
+        if r.float_layers and r.problem is None:
+            kept = ", ".join(r.float_layers)
+            lines.append(f"{r.format} {r.precision}: {kept} kept in float to meet the drop asked for")
     checked = [r.parity.scales for r in results if r.parity.scales is not None]
     if checked:
         total, differing = sum(c.total for c in checked), sum(c.differing for c in checked)

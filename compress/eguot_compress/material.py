@@ -6,33 +6,44 @@ on the seed and the step alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from eguot_sdk.errors import UsageError
-from eguot_sdk.pairs import list_pairs
 from eguot_train.checkpoint import LoadedRun
-from eguot_train.data.batches import folder_hash
-from eguot_train.data.crops import RAW_SUFFIXES, PhotoCrops, RawCrops, find_files, load_photos, load_raws
+from eguot_train.data.crops import PhotoCrops, RawCrops
 from eguot_train.data.pseudo import PseudoRaws
+from eguot_train.data.samples import (
+    Listed,
+    frame_of,
+    list_samples,
+    photo_of,
+    read_held,
+    read_pair,
+    samples_hash,
+    there,
+)
+from eguot_train.data.window import Role
 from eguot_train.reference import Alignment
 
-from .calibration import procedural_pairs
+from .calibration import own_data, procedural_pairs, tell_skipped
 
+T = TypeVar("T")
 CROP = 64
 PREFETCH = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where to learn from. None of them: the folders of the run itself, else procedural scenes."""
+    """Where to learn from: folders, data sets or shards. None of them: those of the run, else procedural scenes."""
 
     pairs: Path | None = None
     raw: Path | None = None
@@ -56,21 +67,31 @@ class Material:
         color_input = loaded.config.color_input
         pairs, raw, srgb = _resolve(loaded, folders)
         if pairs is not None:
-            listed = list_pairs(pairs)
-            frames, truths = [p.frame() for p in listed], [p.truth() for p in listed]
-            self.hashes["pairs"] = folder_hash(sorted(p for p in pairs.iterdir() if p.is_file()), pairs)
-            self._crops = RawCrops(frames, color_input, CROP, truths)
+            both = self._read(pairs, "pairs", read_pair, "usable pairs")
+            self._crops = RawCrops([frame for frame, _ in both], color_input, CROP, [truth for _, truth in both])
         elif raw is not None:
-            frames, _ = load_raws(raw)
-            self.hashes["raw"] = folder_hash(find_files(raw, RAW_SUFFIXES), raw)
+            frames = self._read(raw, "raw", frame_of, "usable raw files")
             self._crops = RawCrops(frames, color_input, CROP)
             if srgb is not None:
-                photos, _, _ = load_photos(srgb)
-                self._photos = PhotoCrops(photos, CROP)
+                self._photos = PhotoCrops(self._read(srgb, "srgb", photo_of, "readable photos"), CROP)
                 self._pseudo = PseudoRaws(frames, _alignment(loaded), color_input)
         else:
+            print(
+                "no folder given, and none of the run's own is there: learning from procedural scenes", file=sys.stderr
+            )
             frames, _ = procedural_pairs()
             self._crops = RawCrops(frames, color_input, CROP)
+
+    def _read(self, where: str | Path, role: Role, read: Callable[[Listed], T], kind: str) -> list[T]:
+        """What fits in memory of a place, noting its hash and telling what cannot be read. Raises UsageError."""
+        samples = list_samples(where, role)
+        found, skipped = read_held(samples, read)
+        if not found:
+            why = f" ({len(skipped)} could not be read, first: {skipped[0]})" if skipped else ""
+            raise UsageError(f"{where} holds no {kind}{why}")
+        tell_skipped(skipped)
+        self.hashes[role] = samples_hash(samples, where)
+        return found
 
     @property
     def has_truth(self) -> bool:
@@ -98,15 +119,15 @@ class Material:
                 yield step, planes, truth
 
 
-def _resolve(loaded: LoadedRun, folders: Folders) -> tuple[Path | None, Path | None, Path | None]:
+def _resolve(loaded: LoadedRun, folders: Folders) -> tuple[str | Path | None, str | Path | None, str | Path | None]:
     """Folders asked for; else those of the run that still lie where they did."""
     if folders.pairs is not None or folders.raw is not None:
         return folders.pairs, folders.raw, folders.srgb
-    config = loaded.config
-    own = [Path(p) if p is not None and Path(p).is_dir() else None for p in (config.pairs, config.raw, config.srgb)]
-    if own[0] is not None:
-        return own[0], None, None
-    return None, own[1], own[2] if own[1] is not None else None
+    own = {role: where for where, role in own_data(loaded.config)}
+    if "pairs" in own:
+        return own["pairs"], None, None
+    srgb = loaded.config.srgb
+    return None, own.get("raw"), srgb if "raw" in own and srgb is not None and there(srgb, "srgb") else None
 
 
 def _alignment(loaded: LoadedRun) -> Alignment:

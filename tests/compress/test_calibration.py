@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 
 from eguot_compress.calibration import CALIBRATION_CROPS, GOLDEN_CROPS, load_calibration
 from eguot_sdk.errors import UsageError
+from eguot_sdk.pairs import list_pairs
 from eguot_train.config import TrainConfig
+from eguot_train.data.prepare import prepare
 
 CONFIG = TrainConfig(mode="supervised")
 
@@ -51,6 +54,28 @@ def test_the_runs_own_folder_is_taken_and_a_vanished_one_is_not(pairs: Path, tmp
     assert load_calibration(own, None).source["kind"] == "pairs"
     gone = TrainConfig(mode="supervised", pairs=str(tmp_path / "gone"))
     assert load_calibration(gone, None).source["kind"] == "procedural scenes"
+
+
+def test_a_run_on_a_data_set_or_shards_is_calibrated_on_them(pairs: Path, tmp_path: Path) -> None:
+    """A set in parts, of which the training part is taken, and its shards; crops are those of the plain folder."""
+    (tmp_path / "set").mkdir()
+    shutil.copytree(pairs, tmp_path / "set" / "train")
+    prepare(tmp_path / "set", tmp_path / "shards")
+    plain = load_calibration(CONFIG, pairs)
+    for where in (tmp_path / "set", tmp_path / "shards"):
+        own = load_calibration(TrainConfig(mode="supervised", pairs=str(where)), None)
+        assert own.source["kind"] == "pairs"
+        assert torch.equal(own.golden, plain.golden)
+        assert torch.equal(load_calibration(CONFIG, where).tiles, plain.tiles)
+
+
+def test_damaged_pairs_are_left_out_and_named(pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(pairs, tmp_path / "some"))
+    cut = sorted(folder.glob("*_raw.png"))[0]
+    cut.write_bytes(cut.read_bytes()[:80])
+    found = load_calibration(CONFIG, folder)
+    assert found.source["files"] == len(list_pairs(pairs)) - 1
+    assert cut.name in capsys.readouterr().err
 
 
 def test_a_folder_of_damaged_raws_is_refused(tmp_path: Path) -> None:

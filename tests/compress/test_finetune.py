@@ -79,7 +79,7 @@ def test_photos_need_a_run_with_an_alignment(run: Path, tmp_path: Path, pairs: P
 
     raws = tmp_path / "raws"
     raws.mkdir()
-    with pytest.raises(UsageError, match="no usable raw"):
+    with pytest.raises(UsageError, match="no raws"):
         Material(load_run(run), Folders(raw=raws, srgb=raws), seed=0, batch=1)
     Image.fromarray(list_pairs(pairs)[0].truth()).save(raws / "photo.png")
 

@@ -14,9 +14,8 @@ from eguot_sdk.errors import UsageError
 from eguot_sdk.ingest import RED_AT, pack
 from eguot_sdk.raw import RawFrame
 from eguot_train.data import crops
-from eguot_train.data.crops import PhotoCrops, RawCrops, find_files, load_photo, load_photos, load_raws, turn_picture
+from eguot_train.data.crops import PhotoCrops, RawCrops, load_photo, turn_picture
 from eguot_train.data.scenes import make_scene
-from eguot_train.data.synth import SynthCamera, dng_bytes
 
 PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 HEIGHT, WIDTH, CROP = 26, 30, 5
@@ -261,37 +260,3 @@ def test_huge_photos_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
     (tmp_path / "large.png").write_bytes(png_bytes(np.zeros((8, 20, 3), np.uint8)))
     with pytest.raises(UsageError, match="20x8 is too large"):
         load_photo(tmp_path / "large.png")
-
-
-def test_folders_are_read_in_order_and_say_what_they_skip(tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    (folder / "sub").mkdir(parents=True)
-    for name in ("b.png", "a.PNG", "sub/c.png"):
-        (folder / name).write_bytes(png_bytes(np.full((4, 4, 3), ord(Path(name).name[0].lower()), np.uint8)))
-    (folder / "broken.jpg").write_bytes(b"no photo")
-    (folder / "notes.txt").write_text("no photo either")
-    (folder / "folder.png").mkdir()
-    photos, names, skipped = load_photos(folder)
-    assert names == ["a.PNG", "b.png", "c.png"]
-    assert [chr(p[0, 0, 0]) for p in photos] == ["a", "b", "c"]
-    assert len(skipped) == 1
-    assert skipped[0].startswith("broken.jpg is not a readable photo")
-    assert [p.name for p in find_files(folder, crops.PHOTO_SUFFIXES)] == ["a.PNG", "b.png", "broken.jpg", "c.png"]
-
-    raws = tmp_path / "raws"
-    raws.mkdir()
-    with pytest.raises(UsageError, match="holds no usable raw files"):
-        load_raws(raws)
-    (raws / "broken.dng").write_bytes(b"no raw")
-    with pytest.raises(UsageError, match=r"1 could not be read, first: broken\.dng"):
-        load_raws(raws)
-    frame = SynthCamera.from_seed(0).shoot(make_scene(0, 32, 32), "x")
-    (raws / "x.DNG").write_bytes(dng_bytes(frame))
-    frames, skipped = load_raws(raws)
-    assert len(frames) == 1
-    np.testing.assert_array_equal(frames[0].mosaic, frame.mosaic)
-    assert skipped[0].startswith("broken.dng: ")
-    with pytest.raises(UsageError, match="is not a folder"):
-        load_raws(tmp_path / "absent")
-    with pytest.raises(UsageError, match="holds no readable photos"):
-        load_photos(raws)

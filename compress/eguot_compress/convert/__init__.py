@@ -123,6 +123,8 @@ def convert_each(
     subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
     if via == "onnx2tf" and subject.quantised is not None and "w8a8" in precisions:
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
+    source = subject.calibration.source
+    say(f"calibration and golden crops: {source['kind']} ({source['files']})")
     _make_folder(out)
     kinds = {**FORMATS, "tflite": by_onnx2tf(subject.calibration.tiles)} if via == "onnx2tf" else FORMATS
     for at, (format_, precision) in enumerate(jobs, 1):

@@ -29,10 +29,11 @@ from eguot_sdk.registration import register
 from ..config import TrainConfig
 from ..reference import Alignment
 from ..render import reference_render
-from .crops import PhotoCrops, Picture, RawCrops, load_photo
+from .crops import PhotoCrops, Picture, RawCrops
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .found import found_pairs
 from .pseudo import PseudoRaws
+from .samples import HELD_BYTES, frame_of, items_hash, photo_of, read_pair
 from .shards import ShardSample, ShardStream, is_shards, shard_files
 from .window import ItemStream, Role, Stream, Window
 
@@ -41,8 +42,6 @@ C = TypeVar("C", RawCrops, PhotoCrops)
 PREFETCH = 2
 CALIBRATION = 0x7FFFFFFF
 """A step that no run reaches: its batch calibrates the cost. Of what is streamed it sees the first window."""
-HELD_BYTES = 4 << 30
-"""Of decoded raws and pictures: a folder of more is streamed, and its window holds no more."""
 TRIED = 8
 """Items that say how large a folder will be."""
 
@@ -133,16 +132,6 @@ class Sources:
     """Folder role -> sha256 over the names and bytes of its files."""
 
 
-def folder_hash(files: list[Path], folder: Path) -> str:
-    """sha256 over the sorted relative names and contents of files."""
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
-        with open(path, "rb") as handle:
-            digest.update(hashlib.file_digest(handle, "sha256").digest())
-    return digest.hexdigest()
-
-
 def load_sources(config: TrainConfig) -> Sources:
     """Read the folders a mode needs; each may be shards or any layout that `datasets.open_dataset` knows.
 
@@ -155,16 +144,16 @@ def load_sources(config: TrainConfig) -> Sources:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
         if is_shards(config.raw, "raw"):
-            sources.frames = _open_shards(config, sources, "raw", _frame)
+            sources.frames = _open_shards(config, sources, "raw", frame_of)
         else:
             items = _half(sources, config.raw, config.srgb, 0)
-            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", _frame, _frame)
+            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", frame_of, frame_of)
         if is_shards(config.srgb, "srgb"):
-            sources.photos = _open_shards(config, sources, "srgb", _photo)
+            sources.photos = _open_shards(config, sources, "srgb", photo_of)
             sources.photo_names = [""] * len(sources.photos)
         else:
             items = _half(sources, config.srgb, config.raw, 1)
-            names, sources.photos = _read(config, sources, "srgb", items, "readable photos", _photo, _photo)
+            names, sources.photos = _read(config, sources, "srgb", items, "readable photos", photo_of, photo_of)
             sources.photo_names = names
     if config.paired:
         if config.pairs is None:
@@ -185,12 +174,6 @@ def load_sources(config: TrainConfig) -> Sources:
             what = "photos that show a raw's scene in the same framing"
             sources.notes.append(f"{what}: {count}, used as pairs too (--set find_pairs=false: leave them unpaired)")
     return sources
-
-
-def items_hash(items: Sequence[Item], folder: Path) -> str:
-    """`folder_hash` of the raws and pictures of items."""
-    files = {path for item in items for path in item.files()}
-    return folder_hash(sorted(files), folder)
 
 
 def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
@@ -291,33 +274,14 @@ def _bytes_of(value: Any) -> int:
     return int(value.mosaic.nbytes if isinstance(value, RawFrame) else value.nbytes)
 
 
-def _frame(item: Item | ShardSample) -> RawFrame:
-    return item.frame()
-
-
-def _photo(item: Item | ShardSample) -> Picture:
-    if isinstance(item, ShardSample):
-        return item.photo()
-    assert item.photo is not None
-    return load_photo(item.photo)
-
-
 def _held_pair(item: Item) -> PairLike:
-    return HeldPair(item.name, *_read_pair(item))
+    return HeldPair(item.name, *read_pair(item))
 
 
 def _checked_pair(sample: PairLike) -> PairLike:
     """A pair that can be read, without what it decodes to."""
-    _read_pair(sample)
+    read_pair(sample)
     return sample
-
-
-def _read_pair(sample: PairLike) -> tuple[RawFrame, Picture]:
-    frame, truth = sample.frame(), sample.truth()
-    if truth.shape[:2] != (frame.height, frame.width):
-        sizes = f"its picture is {truth.shape[1]}x{truth.shape[0]}, its raw {frame.width}x{frame.height}"
-        raise UsageError(f"{sample.name}: {sizes}")
-    return frame, truth
 
 
 def _prepared(frame: RawFrame, truth: Picture, config: TrainConfig, moved: bool, masked: bool) -> NDArray[np.uint8]:
@@ -372,14 +336,14 @@ class Batches:
             self._photos = drawn(
                 "srgb",
                 lambda: PhotoCrops(sources.photos, crop, photo_weights),
-                lambda s: PhotoCrops([_photo(s)], crop),
+                lambda s: PhotoCrops([photo_of(s)], crop),
             )
             if config.pseudo > 0 or experts:  # experts see a target beside the reference rendering of its raw
                 self._pseudo = PseudoRaws(sources.frames, alignment, colour)
         if config.paired or sources.pairs:
 
             def crops_of(pairs: Sequence[PairLike]) -> RawCrops:
-                both = [_read_pair(pair) for pair in pairs]
+                both = [read_pair(pair) for pair in pairs]
                 found = [isinstance(pair, HeldPair) and pair.found for pair in pairs]
                 masked = moved or any(found)
                 truths = [

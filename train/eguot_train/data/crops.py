@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.errors import UsageError
 from eguot_sdk.ingest import Ingest
-from eguot_sdk.raw import RawFrame, read_raw
-from eguot_sdk.shading import shaded
+from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput, IspSpec
 
 Planes = NDArray[np.float32]
@@ -40,20 +39,6 @@ def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-
-
-def load_raws(folder: Path) -> tuple[list[RawFrame], list[str]]:
-    """Every readable raw below a folder, and one line per file that was skipped."""
-    frames, skipped = [], []
-    for path in find_files(folder, RAW_SUFFIXES):
-        try:
-            frames.append(shaded(read_raw(path), "auto"))
-        except EguotError as error:
-            skipped.append(f"{path.name}: {error}")
-    if not frames:
-        why = f" ({len(skipped)} could not be read, first: {skipped[0]})" if skipped else ""
-        raise UsageError(f"{folder} holds no usable raw files{why}")
-    return frames, skipped
 
 
 def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:
@@ -80,20 +65,6 @@ def _eight_bit_rgb(image: Image.Image) -> Picture:
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) * 255 + 32767) // 65535
         return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
-
-
-def load_photos(folder: Path) -> tuple[list[Picture], list[str], list[str]]:
-    """Every readable photo below a folder, their names, and one line per file that was skipped."""
-    photos, names, skipped = [], [], []
-    for path in find_files(folder, PHOTO_SUFFIXES):
-        try:
-            photos.append(load_photo(path))
-            names.append(path.name)
-        except EguotError as error:
-            skipped.append(str(error))
-    if not photos:
-        raise UsageError(f"{folder} holds no readable photos ({', '.join(sorted(PHOTO_SUFFIXES))})")
-    return photos, names, skipped
 
 
 def float_spec(color_input: ColorInput) -> IspSpec:
