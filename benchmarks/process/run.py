@@ -193,12 +193,12 @@ def print_stages(path: Path) -> None:
     found["read: tags, checks"] = found["read"] - libraw
     known = ("LibRaw: open, unpack", "read: tags, checks", "ingest: tables", "ingest: fill", "network", "store")
     found["rest"] = whole - sum(found[name] for name in known)
-    click.echo("\n| stage, one thread | CPU ms | of the network |\n|---|---|---|")
+    click.echo(f"\n| {path.stem} MP, one thread | CPU ms | of the network |\n|---|---|---|")
     for name in (*known, "rest"):
         click.echo(f"| {name} | {1e3 * found[name]:.1f} | {found[name] / network:.1%} |")
     ours = (whole - libraw - network) / network
     click.echo(f"\nEverything but LibRaw's open and unpack and the network: {ours:.1%} of the network's time.")
-    click.echo(f"stages: target {'met' if ours <= TARGET_REST else 'NOT MET'}", err=True)
+    click.echo(f"{path.stem} MP, stages: target {'met' if ours <= TARGET_REST else 'NOT MET'}", err=True)
 
 
 def print_command(folder: Path) -> None:
@@ -251,7 +251,8 @@ def main(sizes: str, threads: str, runs: int, trace: Path | None, command: bool,
             trace.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}))
             return
         print_speed(folder, wanted, [int(n) for n in threads.split(",")], runs)
-        print_stages(folder / f"{wanted[0]}.dng")
+        for size in wanted:
+            print_stages(folder / f"{size}.dng")
 
 
 run_child = child
