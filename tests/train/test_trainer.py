@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -29,6 +30,7 @@ from eguot_train.data.batches import Batch, Batches, load_sources
 from eguot_train.evaluate import evaluate_model
 from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
+from eguot_train.psi import Psi
 from eguot_train.reference import Alignment
 from eguot_train.trainer import TrainingDiverged, train
 
@@ -529,3 +531,26 @@ def test_a_stop_before_the_first_checkpoint_keeps_the_state(
     monkeypatch.setattr(trainer.Health, "check", check)
     train(replace(config, r1=50.0), tmp_path / "run", resume=True, echo=quietly)
     assert load_run(tmp_path / "run").step == 5
+
+
+@pytest.mark.parametrize(("scale", "say"), [(0.5, 1.0), (16.0, 1 / 16)])
+def test_a_potential_that_knows_its_pictures_by_heart_discounts_nobody(scale: float, say: float) -> None:
+    class Brightness(nn.Module):
+        """v = scale * (mean - 1/2): half the scale above zero for white photos, as far below for black renderings."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(scale))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.scale * (x.mean((1, 2, 3)) - 0.5)
+
+    config = TrainConfig(mode="unpaired", r1=0.0)
+    potential = trainer.Passes(Brightness(), config, torch.device("cpu"))
+    black, white = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
+    judged = trainer.Judged(black, black, torch.zeros(2), white, None)
+    psi, logged = Psi("softplus", 1.0), dict[str, Any]()
+    optimizer = torch.optim.SGD(potential.exact.parameters(), 0.0)
+    weights = trainer._potential_step(config, 1, judged, potential, optimizer, psi, psi, logged)
+    assert logged["say"] == pytest.approx(say)
+    torch.testing.assert_close(weights, torch.full((2,), 1 + say * (2 / (1 + math.exp(scale / 2)) - 1)))

@@ -544,11 +544,13 @@ def _potential_step(
     loss_v, fake_v, real_v = torch.stack(losses).mean(), torch.cat(fakes), torch.cat(reals)
     check_finite({"loss_v": float(loss_v), "gradient of the potential": norm}, step)
     optimizer.step()
-    weights = psi_target.dstar(-real_v)
-    # Renderings cannot be worth less than photos by more than unrelated content costs, unless v knows them by heart.
+    # Renderings cannot be worth less than photos by more than unrelated content costs, unless v knows them by heart:
+    # then all photos lie high, and how high says little of the single one.
     gap = float(ranks.mean((real_v.mean() - fake_v.mean()).abs()))
+    say = min(1.0, config.cost_strength / max(gap, 1e-6))
+    weights = 1 + say * (psi_target.dstar(-real_v) - 1)
     logged.update(
-        say=min(1.0, config.cost_strength / max(gap, 1e-6)),
+        say=say,
         loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
         cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
     )  # fmt: skip
