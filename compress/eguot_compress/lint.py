@@ -75,6 +75,8 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
     path = Path(subject)
     if path.suffix == ".tflite":
         found = list(lint_tflite(path))
+    elif path.is_file():
+        raise UsageError(f"{path}: of files, lint reads .tflite; give one, a run folder or the name of an architecture")
     elif subject in ISPS or not path.exists():
         found = list(lint_network(build_isp(subject)))
     else:

@@ -230,8 +230,8 @@ def test_a_file_of_another_network_is_found_out(
 
     monkeypatch.setattr(formats, "to_tflite", damaged)
     with pytest.raises(GateError, match=r"fp32.*dB to torch"):
-        convert(run, tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        convert(run, tmp_path / "files")
+    assert not (tmp_path / "files").exists()
 
 
 def test_swapped_tail_channels_are_found_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

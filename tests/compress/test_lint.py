@@ -124,6 +124,9 @@ def test_what_is_no_isp(tmp_path: Path) -> None:
         lint("resnet")
     with pytest.raises(CheckpointError, match="not a run"):
         lint(str(tmp_path))
+    (tmp_path / "net.onnx").touch()
+    with pytest.raises(UsageError, match=r"of files, lint reads \.tflite"):
+        lint(str(tmp_path / "net.onnx"))
 
 
 def test_command() -> None:

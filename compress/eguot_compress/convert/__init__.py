@@ -125,14 +125,19 @@ def convert_each(
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     source = subject.calibration.source
     say(f"calibration and golden crops: {source['kind']} ({source['files']})")
+    new = not out.exists()
     _make_folder(out)
     kinds = {**FORMATS, "tflite": by_onnx2tf(subject.calibration.tiles)} if via == "onnx2tf" else FORMATS
-    for at, (format_, precision) in enumerate(jobs, 1):
-        name = f"{subject.name}.{precision}.{FORMATS[format_].suffix}"
-        say(f"{name}: converting ({at} of {len(jobs)})")
-        result = _write_one(subject, out, format_, kinds[format_], precision, max_drop_db)
-        say(f"{name}: {result.problem or 'written'} ({result.seconds:.1f} s)")
-        yield result
+    try:
+        for at, (format_, precision) in enumerate(jobs, 1):
+            name = f"{subject.name}.{precision}.{FORMATS[format_].suffix}"
+            say(f"{name}: converting ({at} of {len(jobs)})")
+            result = _write_one(subject, out, format_, kinds[format_], precision, max_drop_db)
+            say(f"{name}: {result.problem or 'written'} ({result.seconds:.1f} s)")
+            yield result
+    finally:
+        if new and not any(out.iterdir()):  # nothing came of it
+            out.rmdir()
 
 
 def plan(
