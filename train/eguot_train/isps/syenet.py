@@ -47,6 +47,7 @@ class SyeNet(IspNet):
         if deployed:  # of four axes, or converters turn the maps to the layout of the bias and back
             for quadratic in (self.head, self.middle):
                 quadratic.bias = nn.Parameter(quadratic.bias.detach()[None])
+                quadratic.scaled = True
         self.gate = nn.Sequential(
             nn.Conv2d(WIDTH, WIDTH, 1), nn.PReLU(WIDTH), nn.Conv2d(WIDTH, WIDTH, 1), nn.Sigmoid()
         )  # fmt: skip
@@ -68,6 +69,8 @@ class SyeNet(IspNet):
                 kept[f"{layer}.weight"], kept[f"{layer}.bias"] = module.merged()
         for key in ("head.bias", "middle.bias"):
             kept[key] = kept[key][None]
+        for key in ("head.f.2.weight", "head.f.2.bias", "middle.f.weight", "middle.f.bias"):
+            kept[key] = 0.1 * kept[key]
         with torch.device(kept["head.bias"].device):
             twin = SyeNet(deployed=True)
         twin.load_state_dict(kept)
@@ -75,7 +78,9 @@ class SyeNet(IspNet):
 
 
 class Quadratic(nn.Module):
-    """0.1 * f(x) * g(x) + b."""
+    """0.1 * f(x) * g(x) + b. `scaled`: f has the 0.1 in its weights."""
+
+    scaled = False
 
     def __init__(self, f: nn.Module, g: nn.Module) -> None:
         super().__init__()
@@ -83,7 +88,8 @@ class Quadratic(nn.Module):
         self.bias = nn.Parameter(torch.full((WIDTH, 1, 1), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return 0.1 * self.f(x) * self.g(x) + self.bias
+        product = self.f(x) * self.g(x) if self.scaled else 0.1 * self.f(x) * self.g(x)
+        return product + self.bias
 
 
 class RepConv(nn.Module):
