@@ -25,7 +25,8 @@ STOPPED = ("awnet", "liteispnet", "pynet")
 TAKEN = tuple(name for name in ISPS if name not in STOPPED)
 SPREADING = {"unet32": 0.04, "punet": 0.3}
 """Deep networks that pass `convert`'s check in onnxruntime trained, and do not with the weights here: their layers
-spread every step that differs (train/LOG.md). Share of values that may be beyond 2 LSB, above what was seen (2.2%, 20%)."""
+spread every step that differs (train/LOG.md). Share of values that may be beyond 2 LSB; 2.2% and 20% were seen.
+"""
 SIDE = 96
 BITS = {"w8": None, "w8a8": 8}
 
