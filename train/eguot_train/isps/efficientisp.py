@@ -1,8 +1,8 @@
 """EfficientISP, 3,060 parameters: three 3x3 convolutions at packed resolution.
 
 METHOD.md 4: conv 4-12 tanh, conv 12-12 ReLU, conv 12-12 ReLU, shuffle; nothing squashes the output. Learning rate: 7.
-Its own training is unpaired and adversarial; no supervised loss is described, so the default stands in. The last ReLU
-starts half open: channels that begin below zero everywhere would never learn.
+Its own training is unpaired and adversarial; no supervised loss is described, so the default stands in. How it starts
+is not described either: here as a bilinear demosaic (see `start`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import IspNet, Recipe
+from .start import start_as_bilinear
 
 
 class EfficientIsp(IspNet):
@@ -25,8 +26,7 @@ class EfficientIsp(IspNet):
         self.stem = nn.Conv2d(4, 12, 3, padding=1)
         self.middle = nn.Conv2d(12, 12, 3, padding=1)
         self.tail = nn.Conv2d(12, 12, 3, padding=1)
-        assert self.tail.bias is not None
-        nn.init.constant_(self.tail.bias, 0.5)
+        start_as_bilinear(self.stem, self.middle, self.tail)
 
     def body(self, planes: Tensor) -> Tensor:
         features = torch.relu(self.middle(torch.tanh(self.stem(planes))))

@@ -15,9 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from eguot_sdk.ingest import PLANE_AT
-
 from .base import IspNet
+from .start import bilinear, sample_sites
 
 Size = Literal["xs", "s", "m", "l"]
 SHAPES: dict[Size, tuple[int, int]] = {"xs": (24, 1), "s": (32, 3), "m": (48, 4), "l": (64, 8)}
@@ -56,7 +55,7 @@ class Qisp(IspNet):
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
         self.stem.weight[:SAMPLES] = 0
-        for channel, (row, col, plane) in enumerate(_sample_sites()):
+        for channel, (row, col, plane) in enumerate(sample_sites(BLOCK)):
             self.stem.weight[channel, plane, 2 + row // 2, 2 + col // 2] = 1
         for conv in self.chain:
             assert isinstance(conv, nn.Conv2d)
@@ -64,31 +63,4 @@ class Qisp(IspNet):
             index = torch.arange(SAMPLES)
             conv.weight[index, index, 1, 1] = 1
         self.tail.weight.zero_()
-        self.tail.weight[:, :SAMPLES] = _bilinear_tail()
-
-
-def _sample_sites() -> list[tuple[int, int, int]]:
-    """Row and column in the 4x4 block, and plane, of the sample that each of the first sixteen channels carries."""
-    return [
-        (2 * row + dy, 2 * col + dx, plane)
-        for row in range(BLOCK // 2)
-        for col in range(BLOCK // 2)
-        for plane, (dy, dx) in enumerate(PLANE_AT)
-    ]
-
-
-def _bilinear_tail() -> Tensor:
-    """Weights [48, 16, 3, 3] that interpolate each colour between its sites."""
-    weights = torch.zeros(3, BLOCK, BLOCK, SAMPLES, 3, 3)
-    for channel, (row, col, plane) in enumerate(_sample_sites()):
-        color = (0, 1, 1, 2)[plane]
-        for block_row in range(3):
-            for block_col in range(3):
-                for y in range(BLOCK):
-                    for x in range(BLOCK):
-                        dy, dx = abs(4 * (block_row - 1) + row - y), abs(4 * (block_col - 1) + col - x)
-                        weight = max(0, 2 - dy) * max(0, 2 - dx) / 4
-                        if color == 1:  # green sits on a quincunx: itself, or its four neighbours
-                            weight = {(0, 0): 1.0, (0, 1): 0.25, (1, 0): 0.25}.get((dy, dx), 0.0)
-                        weights[color, y, x, channel, block_row, block_col] = weight
-    return weights.reshape(3 * SAMPLES, SAMPLES, 3, 3)
+        self.tail.weight[:, :SAMPLES] = bilinear(BLOCK)

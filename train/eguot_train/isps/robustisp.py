@@ -1,8 +1,8 @@
 """RobustISP, 1,616 parameters: three 3x3 convolutions at packed resolution.
 
 METHOD.md 4: conv 4-16 tanh, conv 16-4 ReLU, conv 4-12 ReLU, shuffle. Batch and learning rate: 7. Its own training is
-unpaired, with adversarial and VGG terms; no supervised loss is described, so the default stands in. The last ReLU
-starts half open, as in `efficientisp`.
+unpaired, with adversarial and VGG terms; no supervised loss is described, so the default stands in. It starts as
+a bilinear demosaic, as `efficientisp` does.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import IspNet, Recipe
+from .start import start_as_bilinear
 
 
 class RobustIsp(IspNet):
@@ -25,8 +26,7 @@ class RobustIsp(IspNet):
         self.stem = nn.Conv2d(4, 16, 3, padding=1)
         self.middle = nn.Conv2d(16, 4, 3, padding=1)
         self.tail = nn.Conv2d(4, 12, 3, padding=1)
-        assert self.tail.bias is not None
-        nn.init.constant_(self.tail.bias, 0.5)
+        start_as_bilinear(self.stem, self.middle, self.tail)
 
     def body(self, planes: Tensor) -> Tensor:
         features = torch.relu(self.middle(torch.tanh(self.stem(planes))))
