@@ -33,11 +33,11 @@ class Q32x5(Qisp):
         super().__init__(shape=(32, 5))
 
 
-class Q48x2(Qisp):
-    """48 channels, 2 convolutions."""
+class Q48x4(Qisp):
+    """48 channels, 4 convolutions."""
 
     def __init__(self) -> None:
-        super().__init__(shape=(48, 2))
+        super().__init__(shape=(48, 4))
 
 
 class Q64x2(Qisp):

@@ -38,7 +38,7 @@ from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
 from eguot_train.trainer import train as train_run
 
-SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x2,Q64x2,Q64x4"
+SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x4,Q64x2,Q64x4"
 ISPS = "qisp-xs,qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
 SPLIT = 5
 TILE, RUNS = 256, 15

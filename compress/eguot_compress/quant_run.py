@@ -55,11 +55,11 @@ def refuse_existing(out: Path) -> None:
 
 
 def trainable_net(loaded: LoadedRun) -> IspNet:
-    """The run's network, where its weights can be kept in quantised form. Raises UsageError where they cannot."""
-    net = loaded.net
-    if written_out(net.deploy()) is not net or integer_form(net) is not net or last_convolution(net) is None:
+    """The run's network as deployed, where a run can hold its int8 form. Raises UsageError where it cannot."""
+    net = loaded.net.deploy().eval()
+    if written_out(net) is not net or integer_form(net) is not net or last_convolution(net) is None:
         raise UsageError(
-            f"{loaded.config.isp} is rebuilt when it is deployed, so a run cannot hold its int8 form: "
+            f"{loaded.config.isp} is rebuilt when it is converted, so a run cannot hold its int8 form: "
             "convert the float run with --precision w8a8, which quantises after training"
         )
     return net
@@ -134,11 +134,14 @@ def load_scales(run: Path) -> QuantState | None:
 
 
 def load_quantised(run: Path, net: IspNet) -> tuple[IspNet, QuantState] | None:
-    """The int8 form of a quantised run whose float network is `net`; None for a float run. Raises CheckpointError."""
+    """The int8 form of a quantised run whose float network is `net`, as deployed; None for a float run.
+
+    Raises CheckpointError.
+    """
     state = load_scales(run)
     if state is None:
         return None
     newest = checkpoints(run)[-1]
-    rounded = copy.deepcopy(net)
+    rounded = copy.deepcopy(net.deploy())
     load_weights(rounded, part(PART, read_checkpoint(newest)[0]), newest.name)
     return rounded.eval(), state

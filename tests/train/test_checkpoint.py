@@ -147,7 +147,7 @@ def test_foreign_and_hostile_files_are_refused(tmp_path: Path) -> None:
 def test_weights_must_fit(tmp_path: Path) -> None:
     net = awake()
     state = net.state_dict()
-    key = "stem.weight"
+    key = "stem.own.weight"
     for wrong, why in (
         ({k: v for k, v in state.items() if k != key}, f"Missing key.*{key}"),
         ({**state, "extra": torch.zeros(1)}, "Unexpected key.*extra"),
@@ -205,7 +205,7 @@ def test_load_run_gives_the_ema_weights(run: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(loaded.net.parameters(), expected.parameters(), strict=True))
     assert loaded.spec_fields == {
         "architecture": "qisp-s",
-        "parameters": sum(p.numel() for p in expected.parameters()),
+        "parameters": sum(p.numel() for p in expected.deploy().parameters()),
         "halo": loaded.net.halo,
         "multiple": loaded.net.multiple,
         "global_context": False,

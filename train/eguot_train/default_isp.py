@@ -38,6 +38,7 @@ HOUSE_LOOK = Look(lift=0.45, contrast=0.35, saturation=1.1, hue=0.0)
 HOUSE_EXPOSURE = 0.88
 """With the look: a middle grey of 0.18 comes out at 0.26 linear, as cameras of the time and of today render it."""
 CAMERAS_PER_PHOTO = 3
+ARCHITECTURE = "qisp-m"
 SCENES = 60
 
 
@@ -90,7 +91,9 @@ def main(photos: Path, out: Path, steps: int, resume: bool) -> None:
     try:
         if not pairs.exists():
             make_pairs(photos, pairs)
-        config = for_machine("paired", pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=2000)
+        config = for_machine(
+            "paired", isp=ARCHITECTURE, pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=2000
+        )
         train(config, out, resume=resume)
         strip_run(out, out.with_name(out.name + "-shipped") / "default")
     except EguotError as error:

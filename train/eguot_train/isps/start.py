@@ -6,6 +6,8 @@ the samples through and interpolates them has colours from the first step (measu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,48 +17,36 @@ GREEN = {(0, 0): 1.0, (0, 1): 0.25, (1, 0): 0.25}
 """Green sits on a quincunx: a pixel takes itself, or its four neighbours; keys are distances in rows and columns."""
 
 
-def sample_sites(block: int) -> list[tuple[int, int, int]]:
-    """Row, column and plane of the samples of a `block` x `block` piece of the mosaic, in the order of its channels."""
-    return [
-        (2 * row + dy, 2 * col + dx, plane)
-        for row in range(block // 2)
-        for col in range(block // 2)
-        for plane, (dy, dx) in enumerate(PLANE_AT)
-    ]
-
-
-def bilinear(block: int) -> Tensor:
-    """[3 * block**2, block**2, 3, 3]: weights that interpolate each colour of a block between its sites.
-
-    Input channels are the samples of `sample_sites`, output channels those of `pixel_shuffle` by `block`.
-    """
-    weights = torch.zeros(3, block, block, block * block, 3, 3)
-    for channel, (row, col, plane) in enumerate(sample_sites(block)):
+def bilinear() -> Tensor:
+    """[12, 4, 3, 3]: packed planes -> the 2x2 pixels of R, G, B in the order of `pixel_shuffle`, interpolated."""
+    weights = torch.zeros(3, 2, 2, 4, 3, 3)
+    for plane, (row, column) in enumerate(PLANE_AT):
         color = (0, 1, 1, 2)[plane]
-        for block_row in range(3):
-            for block_col in range(3):
-                for y in range(block):
-                    for x in range(block):
-                        dy = abs(block * (block_row - 1) + row - y)
-                        dx = abs(block * (block_col - 1) + col - x)
+        for down in range(3):
+            for right in range(3):
+                for y in range(2):
+                    for x in range(2):
+                        dy, dx = abs(2 * (down - 1) + row - y), abs(2 * (right - 1) + column - x)
                         weight = max(0, 2 - dy) * max(0, 2 - dx) / 4 if color != 1 else GREEN.get((dy, dx), 0.0)
-                        weights[color, y, x, channel, block_row, block_col] = weight
-    return weights.reshape(3 * block * block, block * block, 3, 3)
+                        weights[color, y, x, plane, down, right] = weight
+    return weights.reshape(12, 4, 3, 3)
 
 
 @torch.no_grad()
-def start_as_bilinear(stem: nn.Conv2d, middle: nn.Conv2d, tail: nn.Conv2d, gain: float = 0.5) -> None:
-    """Let tail(relu(middle(tanh(stem(planes))))) be a bilinear demosaic, but for what the tanh bends.
+def start_as_bilinear(layers: Sequence[nn.Module], gain: float = 1.0) -> None:
+    """Let a chain of 3x3 convolutions, planes [B, 4, h, w] -> [B, 12, h, w], be a bilinear demosaic.
 
-    The first four channels carry the planes, at `gain` where the tanh is nearly straight; the others keep their random
-    weights and have no say yet.
+    The first four channels of each layer carry the planes, by `gain` smaller: 0.5 keeps a tanh nearly straight. The
+    others keep their random weights and have no say yet.
     """
-    for conv in (stem, middle, tail):
-        assert conv.bias is not None
-        conv.bias.zero_()
     carried = torch.arange(4)
-    for conv, weight in ((stem, gain), (middle, 1.0)):
-        conv.weight[:4] = 0
-        conv.weight[carried, carried, 1, 1] = weight
-    tail.weight.zero_()
-    tail.weight[:, :4] = bilinear(2) / gain
+    for place, layer in enumerate(layers):
+        assert isinstance(layer, nn.Conv2d)
+        assert layer.bias is not None
+        layer.bias.zero_()
+        if place < len(layers) - 1:
+            layer.weight[:4] = 0
+            layer.weight[carried, carried, 1, 1] = gain if place == 0 else 1.0
+        else:
+            layer.weight.zero_()
+            layer.weight[:, :4] = bilinear() / gain
