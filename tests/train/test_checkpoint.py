@@ -217,7 +217,7 @@ def test_load_run_takes_the_newest(run: Path) -> None:
     weights = prefixed("ema", awake(seed=9).state_dict())
     save_checkpoint(run, 30, weights, {})
     assert load_run(run).step == 30
-    assert torch.equal(next(load_run(run).net.parameters()), weights["ema.stem.weight"])
+    assert torch.equal(next(load_run(run).net.parameters()), weights["ema.stem.own.weight"])
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
