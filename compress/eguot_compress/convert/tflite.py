@@ -49,7 +49,7 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
         tail = last_convolution(net)
         assert tail is not None
         body.load_state(state.reordered(tail, file_order(net.shuffle)))
-        transposed = _transposed(body) if state.bits is not None else []
+        transposed = _transposed(body)
         for name in state.float_layers:  # the converter would round their weights its own way: exchanged afterwards
             conv = body.convolutions()[name]
             layers.append(_float_layer(conv))
@@ -64,8 +64,9 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
 def _transposed(body: QuantBody) -> list[TransposedLayer]:
     """Give the transposed convolutions rounded weights without Q and DQ, and say what the file is to hold of them.
 
-    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ; where it sees none it
-    makes integers of them with scales of its own, which are then exchanged.
+    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ. Where it sees none and
+    values are integers, it makes integers of the weights with scales of its own; where values are float, it leaves them
+    float. Both are then exchanged.
     """
     found = []
     for conv in body.convolutions().values():

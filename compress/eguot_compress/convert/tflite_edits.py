@@ -35,7 +35,10 @@ class FloatLayer:
 
 @dataclass(frozen=True, eq=False)
 class TransposedLayer:
-    """A transposed convolution that the converter gave scales of its own: `steps` int8 [O, h, w, I] of `scale` [O]."""
+    """A transposed convolution whose weights the converter left float or gave scales of its own.
+
+    They are to be `steps` int8 [O, h, w, I] of `scale` [O].
+    """
 
     steps: NDArray[np.int8]
     scale: NDArray[np.float32]
@@ -161,8 +164,12 @@ def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
 
 def _put_own_scales(model: Any, schema: Any, layer: TransposedLayer) -> None:
     (graph,) = model.subgraphs
-    op = _find_transposed(model, schema, layer)
+    at = _find_transposed(model, schema, layer)
+    op = graph.operators[at]
     weight = graph.tensors[op.inputs[1]]
+    if weight.type == schema.TensorType.FLOAT32:
+        _dequantise_before(model, schema, at, layer)
+        return
     entry = float(graph.tensors[op.inputs[2]].quantization.scale[0])
     weight.quantization = copy.copy(weight.quantization)
     weight.quantization.scale = layer.scale
@@ -175,18 +182,42 @@ def _put_own_scales(model: Any, schema: Any, layer: TransposedLayer) -> None:
         bias.buffer = _new_buffer(model, schema, np.round(layer.bias / bias.quantization.scale).astype(kind))
 
 
-def _find_transposed(model: Any, schema: Any, layer: TransposedLayer) -> Any:
-    """The op whose weights are those of the layer, to half a step of the converter's."""
+def _dequantise_before(model: Any, schema: Any, at: int, layer: TransposedLayer) -> None:
+    """The float weights of the op at `at` become int8 ones and a DEQUANTIZE, as those of other convolutions are."""
+    (graph,) = model.subgraphs
+    op = graph.operators[at]
+    steps, weight = copy.copy(graph.tensors[op.inputs[1]]), copy.copy(graph.tensors[op.inputs[1]])
+    source, target = _new_tensor(model, steps), _new_tensor(model, weight)
+    steps.type, steps.buffer = schema.TensorType.INT8, _new_buffer(model, schema, layer.steps)
+    steps.quantization = schema.QuantizationParametersT()
+    steps.quantization.scale, steps.quantization.quantizedDimension = layer.scale, 0
+    steps.quantization.zeroPoint = np.zeros(len(layer.scale), np.int64)
+    op.inputs = [int(op.inputs[0]), target, *(int(i) for i in op.inputs[2:])]
+    per_channel = 5  # the version of the op that first had it
+    graph.operators.insert(
+        at, _op(model, schema, "DEQUANTIZE", per_channel, source, target, schema.DequantizeOptionsT())
+    )
+
+
+def _find_transposed(model: Any, schema: Any, layer: TransposedLayer) -> int:
+    """Place of the op whose weights are those of the layer, to half a step of the converter's where it has some."""
     (graph,) = model.subgraphs
     wanted = layer.steps * layer.scale[:, None, None, None]
-    for op in graph.operators:
+    kinds = {schema.TensorType.INT8: np.int8, schema.TensorType.FLOAT32: np.float32}
+    for at, op in enumerate(graph.operators):
         if model.operatorCodes[op.opcodeIndex].builtinCode == schema.BuiltinOperator.TRANSPOSE_CONV:
             weight = graph.tensors[op.inputs[1]]
-            if tuple(weight.shape) == wanted.shape and weight.type == schema.TensorType.INT8:
-                stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8).reshape(wanted.shape)
-                scale = np.asarray(weight.quantization.scale, np.float32)[:, None, None, None]
-                if np.all(np.abs(stored * scale - wanted) <= 0.51 * scale):
-                    return op
+            data = model.buffers[weight.buffer].data
+            if tuple(weight.shape) != wanted.shape or weight.type not in kinds or data is None:
+                continue
+            stored = np.frombuffer(bytes(data), kinds[weight.type]).reshape(wanted.shape)
+            if weight.type == schema.TensorType.FLOAT32:
+                if np.array_equal(stored, wanted):
+                    return at
+                continue
+            scale = np.asarray(weight.quantization.scale, np.float32)[:, None, None, None]
+            if np.all(np.abs(stored * scale - wanted) <= 0.51 * scale):
+                return at
     raise EguotError("TFLite: the converter left no integer form of a transposed convolution")
 
 
