@@ -79,6 +79,10 @@ class FakeQuant(nn.Module):
             return self._export(x, *self.exporting)
         if not self.enabled:
             return x
+        if x.dtype == torch.float64:  # torch's own op computes these in float32 too
+            scale = self.scale.double()
+            steps = torch.clamp(torch.round(x / scale) + self.zero_point, self.qmin, self.qmax)
+            return (steps - self.zero_point) * scale
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.qmin, self.qmax)
 
     def _observe(self, x: Tensor) -> None:
@@ -224,7 +228,7 @@ class QuantConv(nn.Module):
         """The weights as whole numbers of steps, int8."""
         shape = [-1 if d == self.axis else 1 for d in range(self.conv.weight.ndim)]
         inverse = (1.0 / self.scales()).reshape(shape)  # as torch rounds: a product, not a quotient
-        return torch.clamp(torch.round(self.conv.weight.detach() * inverse), -127, 127).to(torch.int8)
+        return torch.clamp(torch.round(self.conv.weight.detach().float() * inverse), -127, 127).to(torch.int8)
 
     def weight(self) -> Tensor:
         """The weights as the file will hold them, in float."""
@@ -238,6 +242,8 @@ class QuantConv(nn.Module):
         if not self.enabled:
             return weight
         scale = self.scales()
+        if weight.dtype == torch.float64:
+            return self.steps() * scale.double().reshape([-1 if d == self.axis else 1 for d in range(weight.ndim)])
         zero = torch.zeros(scale.shape, dtype=torch.int32)
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
 
@@ -249,7 +255,8 @@ class QuantConv(nn.Module):
         if self.exporting:
             return self.export_bias
         step = self.source[0].scale * self.scales()
-        return bias + (torch.round(bias.detach() / step) * step - bias.detach())
+        held = torch.round(bias.detach().float() / step) * step  # float32 also in float64 networks, as files keep it
+        return held + (bias - bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         conv, weight, bias = self.conv, self.weight(), self.bias()
@@ -396,8 +403,8 @@ class QuantIsp(nn.Module):
 def exact_render(body: QuantBody, shuffle: int, planes: Tensor) -> Tensor:
     """What `body` makes of [N, 4, h, w], one picture at a time, as integer kernels do: without rounding inside a sum.
 
-    Sums in float32 tip one value in ten thousand to another step, and every layer after it more of them: a deep network
-    then differs from its own file in several percent of the picture.
+    Sums in float32 tip one value in ten thousand to another step, steps taken in float32 one in a hundred thousand, and
+    every layer after it more of them: a deep network then differs from its own file in several percent of the picture.
     """
     twin = QuantIsp(copy.deepcopy(body), shuffle)
     for parameter in twin.parameters():
