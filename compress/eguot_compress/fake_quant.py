@@ -206,6 +206,9 @@ class QuantConv(nn.Module):
         self.enabled = True
         self.source: tuple[FakeQuant, ...] = ()
         """The quantiser of its input, where there is one; a tuple, for it is a module of the graph and not of this."""
+        self.target: tuple[FakeQuant, ...] = ()
+        """That of its output."""
+        self.as_kernels = False
         channels = conv.weight.shape[self.axis]
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("export_steps", None, persistent=False)
@@ -259,7 +262,25 @@ class QuantConv(nn.Module):
         return held + (bias - bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, weight, bias = self.conv, self.weight(), self.bias()
+        if self.as_kernels and self.enabled and self.source and self.target:
+            return self._integer_forward(x)
+        return self._convolved(x, self.weight(), self.bias())
+
+    def _integer_forward(self, x: Tensor) -> Tensor:
+        """As the integer kernels of XNNPACK and onnxruntime, for float64 `x`: a whole sum, times one float32.
+
+        What comes out is the product before it is rounded, times the output's scale: dividing by that gives it back.
+        """
+        entry, exit_, scales = self.source[0].scale, self.target[0].scale, self.scales()
+        bias = self.conv.bias
+        if bias is not None:
+            bias = torch.round(bias.detach().float() / (entry * scales)).double()
+        total = self._convolved(torch.round(x / entry.double()), self.steps().double(), bias)
+        factor = (entry * scales / exit_).reshape(1, -1, *[1] * (total.ndim - 2))
+        return (total.float() * factor).double() * exit_.double()
+
+    def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        conv = self.conv
         if isinstance(conv, nn.Linear):
             return F.linear(x, weight, bias)
         if isinstance(conv, nn.ConvTranspose2d):
@@ -400,13 +421,17 @@ class QuantIsp(nn.Module):
         return F.pixel_shuffle(self.body(planes), self.shuffle)
 
 
-def exact_render(body: QuantBody, shuffle: int, planes: Tensor) -> Tensor:
-    """What `body` makes of [N, 4, h, w], one picture at a time, as integer kernels do: without rounding inside a sum.
+def exact_render(body: QuantBody, shuffle: int, planes: Tensor, *, as_kernels: bool = True) -> Tensor:
+    """What `body` makes of [N, 4, h, w], one picture at a time, without rounding inside a sum.
+
+    `as_kernels`: what is rounded to steps is first rounded to float32, as integer kernels do.
 
     Sums in float32 tip one value in ten thousand to another step, steps taken in float32 one in a hundred thousand, and
     every layer after it more of them: a deep network then differs from its own file in several percent of the picture.
     """
     twin = QuantIsp(copy.deepcopy(body), shuffle)
+    for conv in twin.body.convolutions().values():
+        conv.as_kernels = as_kernels and body.bits == 8
     for parameter in twin.parameters():
         parameter.data = parameter.data.double()
     with torch.no_grad():
@@ -430,12 +455,20 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     for node in graph_module.graph.nodes:
         layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, QuantConv):
-            source = _source(node.args[0], modules)
-            quantiser = graph_module.get_submodule(str(source.target)) if source.op == "call_module" else None
-            layer.source = (quantiser,) if isinstance(quantiser, FakeQuant) else ()
+            layer.source = _quantiser(graph_module, _source(node.args[0], modules))
+            (reader, *others) = node.users
+            if _kind(reader, modules) in _RELU_LIKE:
+                (reader, *others) = reader.users
+            layer.target = () if others else _quantiser(graph_module, reader)
     graph_module.graph.lint()
     graph_module.recompile()
     return QuantBody(graph_module, bits).train(net.training)
+
+
+def _quantiser(graph_module: fx.GraphModule, node: fx.Node) -> tuple[FakeQuant, ...]:
+    """The quantiser that a node calls, in a tuple; an empty one where it is something else."""
+    layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return (layer,) if isinstance(layer, FakeQuant) else ()
 
 
 def _insert_quantisers(graph_module: fx.GraphModule, modules: dict[str, nn.Module], bits: Bits) -> None:

@@ -182,7 +182,8 @@ def test_a_deep_network_with_leaky_relus_and_constants_is_its_file(pictures: Ten
     body.load_state(state)
     twin = exact_render(body, 2, pictures)
     found = Difference.between(_through_file(path, "w8a8", pictures), twin)
-    assert found.over_1_lsb < 1e-3
+    assert found.max_lsb <= 1.001  # a sum of two values is scaled by whole numbers of 20 bits
+    assert found.psnr_db > 80
     assert float(twin.std()) > 0.05
 
 

@@ -15,6 +15,7 @@ from eguot_compress.fake_quant import (
     QuantLeaky,
     QuantState,
     calibrate,
+    exact_render,
     permute_tail,
     quantise_body,
 )
@@ -49,6 +50,57 @@ def test_covering_widens_and_never_narrows() -> None:
     assert (float(quantiser.scale), int(quantiser.zero_point)) == before
     quantiser.cover(-0.1, 4.0)
     assert quantiser.range() == pytest.approx((-0.5, 4.0), abs=2 * float(quantiser.scale))
+
+
+class _Two(IspNet):
+    name, shuffle, halo, multiple = "two", 2, 0, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.tail = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 12, 1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(torch.relu(self.first(planes)))  # type: ignore[no-any-return]
+
+
+def in_integers(
+    values: np.ndarray, conv: QuantConv, entry: FakeQuant, exit_: FakeQuant, *, as_kernels: bool
+) -> np.ndarray:
+    """Steps of [channels, places] after a 1x1 convolution, written out from the description of the kernels."""
+    weight, scales = conv.steps().numpy().astype(np.int64)[:, :, 0, 0], conv.scales().numpy()
+    step = np.float32(float(entry.scale)) * scales
+    bias = np.rint(conv.conv.bias.detach().numpy() / step)  # type: ignore[union-attr]
+    total = weight @ (values - int(entry.zero_point)) + bias.astype(np.int64)[:, None]
+    if as_kernels:
+        found = total.astype(np.float32) * (step / np.float32(float(exit_.scale)))[:, None]
+    else:
+        exact = np.float64(float(entry.scale)) * scales.astype(np.float64)
+        real = (total - bias[:, None]) * exact[:, None] + (bias.astype(np.float32) * step).astype(np.float64)[:, None]
+        found = real / float(exit_.scale)
+    return np.clip(np.rint(found) + int(exit_.zero_point), -128, 127).astype(np.int64)
+
+
+@pytest.mark.parametrize("as_kernels", [True, False])
+def test_the_exact_picture_is_integer_arithmetic(as_kernels: bool) -> None:
+    torch.manual_seed(0)
+    planes = torch.randint(0, 256, (1, 4, 64, 64)) / 255
+    body = calibrated(_Two(), planes)
+    (first, tail), (entry, middle, exit_) = body.convolutions().values(), body.quantisers().values()
+    stored = np.rint(planes[0].numpy().reshape(4, -1) * 255).astype(np.int64) - 128
+    hidden = in_integers(stored, first, entry, middle, as_kernels=as_kernels)
+    expected = in_integers(hidden, tail, middle, exit_, as_kernels=as_kernels) + 128
+    got = exact_render(body, 2, planes, as_kernels=as_kernels)
+    found = np.rint(F.pixel_unshuffle(got, 2)[0].numpy().reshape(12, -1) * 255)
+    np.testing.assert_array_equal(found, expected)
+    assert expected.std() > 5
+
+
+def test_only_the_float64_network_tells_a_value_from_a_tie() -> None:
+    quantiser = FakeQuant(8)
+    quantiser.set_range(0.0, 2.55)
+    scale = float(quantiser.scale)
+    nearly = torch.tensor([(40.5 - 1e-9) * scale, (41.5 + 1e-9) * scale], dtype=torch.float64)
+    assert torch.round(quantiser(nearly) / scale).tolist() == [40, 42]
 
 
 def test_rounding_is_the_formula() -> None:

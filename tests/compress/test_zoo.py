@@ -24,14 +24,9 @@ from eguot_train.isps.packed import written_out
 STOPPED = ("awnet", "liteispnet", "pynet")
 TAKEN = tuple(name for name in ISPS if name not in STOPPED)
 SHORT = {
-    ("unet32", "onnx", "w8a8"): 0.04,
-    ("punet", "onnx", "w8a8"): 0.3,
-    ("qisp-m", "coreml", "w8a8"): 3.0,
     ("qisp-l", "coreml", "fp16"): 71.0,
 }
-"""Files that are further from torch with the weights here than others may be, and how far: share of values beyond 2 LSB
-(2.2% and 20% were seen: deep layers of deviation one spread every step that differs), LSB, dB (71.5; 75.2 trained).
-"""
+"""Files that are further from torch with the weights here than others may be, and how far: dB (71.5; 75.2 trained)."""
 SIDE = 96
 BITS = {"w8": None, "w8a8": 8}
 
@@ -100,7 +95,7 @@ def test_each_format_holds_it(
         net, state = post_train(integer_form(net), planes, bits=BITS[precision])  # type: ignore[arg-type]
         body = quantise_body(net, bits=state.bits)
         body.load_state(state)
-        twin = exact_render(body, net.shuffle, planes)
+        twin = exact_render(body, net.shuffle, planes, as_kernels=kind.integer_kernels)
     if precision == "fp16":
         net = half_weights(net, planes)
     path = tmp_path / f"isp.{kind.suffix}"
@@ -120,7 +115,7 @@ def test_each_format_holds_it(
     if precision != "w8a8":
         # fp16: trained networks reach 75 dB (benchmarks/compress/formats.py), those here nearly all 73
         assert found.psnr_db >= (short or {"fp32": 80, "fp16": 73, "w8": 45}[precision])
-    elif format_ == "coreml":
-        assert found.max_lsb <= (short or 1) + 0.001
+    elif format_ == "onnx":  # onnxruntime has no transposed convolution in integers
+        assert found.over_2_lsb <= 0.002
     else:
-        assert found.over_2_lsb <= (short or 0.002)
+        assert found.max_lsb <= 1.001

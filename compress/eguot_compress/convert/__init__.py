@@ -235,13 +235,13 @@ class Holding:
     net: IspNet
     state: QuantState | None
 
-    def render(self, planes: Tensor) -> Tensor:
-        """What torch makes of `planes` with the rounding of the file."""
+    def render(self, planes: Tensor, *, as_kernels: bool = True) -> Tensor:
+        """What torch makes of `planes` with the rounding of the file; `as_kernels` as in `exact_render`."""
         if self.state is None:
             return render(self.net, planes)
         body = quantise_body(self.net, bits=self.state.bits)
         body.load_state(self.state)
-        return exact_render(body, self.net.shuffle, planes)
+        return exact_render(body, self.net.shuffle, planes, as_kernels=as_kernels)
 
     def with_float_layer(self, name: str, original: IspNet) -> Holding:
         """The same with one layer as it was before quantisation."""
@@ -321,7 +321,8 @@ def _write_and_measure(
     if holding.state is None:
         return measure(file, network, network, check, None), spec
     scales = compare_scales(kind.read(path), holding.state) if kind.exact else None
-    return measure(file, holding.render(check.golden), network, check, scales), spec
+    twin = holding.render(check.golden, as_kernels=kind.integer_kernels)
+    return measure(file, twin, network, check, scales), spec
 
 
 def _fault(parity: Parity, kind: FileFormat, holding: Holding, precision: Precision) -> str | None:

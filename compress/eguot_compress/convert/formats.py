@@ -51,6 +51,8 @@ class FileFormat:
     write: Write
     embed: Callable[[Path, IspSpec], None]
     run: Callable[[Path, Stored], Stored]
+    integer_kernels: bool = True
+    """Whether `run` sums and scales int8 values as XNNPACK does; if not, it computes the float graph between them."""
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
     sized_kinds: tuple[type[nn.Module], ...] = ()
@@ -111,6 +113,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NCHW",
         fixed_tile=True,
         runtime="evaluated op by op, not run on Apple hardware",
+        integer_kernels=False,
         tools=("coremltools",),
         write=write_coreml,
         embed=embed_coreml,

@@ -64,9 +64,9 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
 def _transposed(body: QuantBody) -> list[TransposedLayer]:
     """Give the transposed convolutions rounded weights without Q and DQ, and say what the file is to hold of them.
 
-    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ. Where it sees none and
-    values are integers, it makes integers of the weights with scales of its own; where values are float, it leaves them
-    float. Both are then exchanged.
+    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ. Where it sees none,
+    it makes integers of the weights with scales of its own if values are integers, and leaves them float if those are.
+    Both are then exchanged.
     """
     found = []
     for conv in body.convolutions().values():
