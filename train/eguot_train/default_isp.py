@@ -93,8 +93,8 @@ def main(photos: Path, out: Path, steps: int, resume: bool) -> None:
         if not pairs.exists():
             make_pairs(photos, pairs)
         config = for_machine(
-            "paired", isp=ARCHITECTURE, pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps, val_every=5000,
-            transport=0.0,
+            "paired", isp=ARCHITECTURE, pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps,
+            val_every=5000, transport=0.0,
         )  # fmt: skip
         train(config, out, resume=resume)
         strip_run(out, out.with_name(out.name + "-shipped") / "default")
