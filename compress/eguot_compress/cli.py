@@ -45,12 +45,13 @@ def convert(
     via: Via,
     as_json: bool,
 ) -> None:
-    """Write the ISP of RUN as files for phones and boards, each checked against torch."""
+    """Write the ISP of RUN (or `default`) as files for phones and boards, each checked against torch."""
     from .convert import convert_each, refuse_failed
+    from .teachers import named_run
 
     results = list(
         convert_each(
-            run, out, formats=_words(formats), precisions=_words(precisions), calibration=calibration,
+            named_run(run), out, formats=_words(formats), precisions=_words(precisions), calibration=calibration,
             max_drop_db=max_drop_db, via=via, echo=lambda line: click.echo(line, err=True),
         )
     )  # fmt: skip
@@ -76,11 +77,12 @@ def _folders(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
 def quantize(run: Path, pairs: Path | None, raw: Path | None, srgb: Path | None, out: Path, seed: int) -> None:
-    """Quantise RUN to int8 without training, in seconds."""
+    """Quantise RUN (or `default`) to int8 without training, in seconds."""
     from .material import Folders
     from .ptq import quantize as run_quantize
+    from .teachers import named_run
 
-    run_quantize(run, out, folders=Folders(pairs=pairs, raw=raw, srgb=srgb), seed=seed)
+    run_quantize(named_run(run), out, folders=Folders(pairs=pairs, raw=raw, srgb=srgb), seed=seed)
     click.echo(f"quantised {out}", err=True)
 
 
@@ -101,13 +103,14 @@ def qat(
     steps: int | None,
     seed: int,
 ) -> None:
-    """Quantise RUN to int8 and train it with the rounding in place."""
+    """Quantise RUN (or `default`) to int8 and train it with the rounding in place."""
     from .material import Folders
     from .qat import STEPS
     from .qat import qat as run_qat
+    from .teachers import named_run
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
-    run_qat(run, out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed)
+    run_qat(named_run(run), out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed)
     click.echo(f"trained {out}", err=True)
 
 
@@ -128,13 +131,14 @@ def distill(
     steps: int | None,
     seed: int,
 ) -> None:
-    """Train a small ISP to render what RUN renders."""
+    """Train a small ISP to render what RUN (or `default`) renders."""
     from .distill import STEPS
     from .distill import distill as run_distill
     from .material import Folders
+    from .teachers import named_run
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
-    run_distill(run, out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)
+    run_distill(named_run(run), out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)
     click.echo(f"trained {out}", err=True)
 
 

@@ -218,5 +218,6 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     quantised = post_train(net, calibration.tiles, bits=8)
     made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
     with building(out) as folder:
-        save_derived(folder, dataclasses.replace(loaded.config, steps=loaded.step), net, loaded, made_by, quantised)
+        config = dataclasses.replace(loaded.config, steps=loaded.step)
+        save_derived(folder, config, loaded.net, loaded, made_by, quantised)
     return out

@@ -7,6 +7,7 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from eguot_compress.convert import Converted, Holding, convert
-from eguot_compress.convert.formats import FORMATS, as_stored, from_stored
+from eguot_compress.convert.formats import FORMATS, NEEDED, as_stored, from_stored
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
+from eguot_sdk.errors import MissingDependency
 from eguot_sdk.inspection import inspect_file
 from eguot_sdk.spec import IspSpec
 from eguot_train.checkpoint import load_run
@@ -189,3 +191,22 @@ def test_a_layer_kept_in_float(tiny: IspNet, pictures: Tensor, tmp_path: Path, f
     spec = IspSpec(name="t", architecture="t", parameters=1, halo=4, layout="NCHW")
     got = from_stored(kind.run(path, as_stored(pictures, spec)), spec)
     assert Difference.between(got, held.render(pictures)).over_2_lsb <= 0.002
+
+
+@pytest.mark.parametrize(
+    ("format_", "module", "extra"),
+    [
+        ("tflite", "litert_torch", "convert"),
+        ("coreml", "coremltools", "coreml"),
+        ("onnx", "onnxscript", "onnx"),
+    ],
+)
+def test_a_missing_converter_is_said_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str, module: str, extra: str
+) -> None:
+    for needed in NEEDED[format_][2]:
+        monkeypatch.setitem(sys.modules, needed, SimpleNamespace(__spec__=object()))
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependency, match=rf"{module.replace('_', '-')}.*eguot-sdk\[{extra}\]"):
+        convert(tmp_path / "not-even-looked-for", tmp_path / "out", formats=[format_])
+    assert list(tmp_path.iterdir()) == []

@@ -127,6 +127,7 @@ evaluate(["default", "--pairs", {str(pairs)!r}, "--out", {str(tmp_path / "out")!
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["images"] == 3
+    assert "delegate" not in done.stderr  # LiteRT's own lines
 
 
 def test_importing_the_command_imports_no_torch() -> None:

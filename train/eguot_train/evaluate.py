@@ -7,6 +7,7 @@ SDK's tiles add up to. A file is scored through the runtime that will run it, an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import MissingDependency, UsageError
 from eguot_sdk.evaluation import Evaluation, Protocol, Render, evaluate, evaluate_each
 from eguot_sdk.isp import ISP
 from eguot_sdk.likeness import PictureSet, summarise
 from eguot_sdk.pairs import PairLike
 from eguot_sdk.progress import progress_bar
+from eguot_sdk.raw import RawFrame
 
 from .data.datasets import open_dataset, pairs_of, photos_of, raws_of
 from .data.shards import is_shards, read_index, shard_files
@@ -155,7 +158,15 @@ def file_render(model: str | Path, threads: int | None = None) -> Render:
 
 
 def _eight_bits(isp: ISP) -> Render:
-    return lambda frame: isp.process(frame).astype(np.uint8, copy=False)
+    started = False
+
+    def render(frame: RawFrame) -> np.ndarray:
+        nonlocal started
+        with nullcontext() if started else quiet():  # LiteRT presents itself with its first picture
+            started = True
+            return isp.process(frame).astype(np.uint8, copy=False)
+
+    return render
 
 
 def csv_path(model: str | Path, pairs: Path, out: Path | None) -> Path:

@@ -40,7 +40,7 @@ from eguot_train.isps.packed import written_out
 
 from .contents import compare_scales
 from .coreml import FLOAT32_COMPUTE
-from .formats import FORMATS, FileFormat, Format, as_stored, by_onnx2tf, from_stored
+from .formats import FORMATS, FileFormat, Format, as_stored, by_onnx2tf, from_stored, require
 from .tflite_onnx2tf import PRECISIONS as ONNX2TF_PRECISIONS
 
 BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
@@ -117,6 +117,8 @@ def convert_each(
 ) -> Iterator[Converted]:
     """Like `convert`, one result at a time; what fell short is a result with a `problem`, not an error."""
     jobs = plan(formats, precisions, via)
+    for format_ in dict(jobs):
+        require(via if via == "onnx2tf" else format_)
     loaded = load_run(run)
     say = echo or (lambda line: None)
     _refuse_unfit(loaded.net, jobs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from eguot_compress.fake_quant import QuantState
 from eguot_compress.parity import run_tflite
+from eguot_sdk.errors import MissingDependency
 from eguot_sdk.ispfile import embed_spec
 from eguot_sdk.spec import IspSpec, Precision, TensorSpec
 from eguot_train.isps.base import IspNet
@@ -137,6 +139,23 @@ FORMATS: dict[Format, FileFormat] = {
         outputs={},
     ),
 }
+
+
+NEEDED = {
+    "tflite": ("a TFLite file", "convert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
+    "coreml": ("a Core ML file", "coreml", ("coremltools",)),
+    "onnx": ("an ONNX file", "onnx", ("onnx", "onnxruntime", "onnxscript")),
+    "onnx2tf": ("a TFLite file by onnx2tf", "tensorflow", ("onnx2tf", "tensorflow", "onnx", "ai_edge_litert")),
+}
+"""What writing and running a file takes beside torch: the extra, and its packages by the names of their imports."""
+
+
+def require(way: str) -> None:
+    """Raises MissingDependency where a package of NEEDED[way] is not installed. Imports nothing."""
+    what, extra, modules = NEEDED[way]
+    for module in modules:
+        if find_spec(module) is None:
+            raise MissingDependency(module.replace("_", "-"), needed_for=what, pip=f"'eguot-sdk[{extra}]'")
 
 
 def by_onnx2tf(tiles: Tensor) -> FileFormat:
