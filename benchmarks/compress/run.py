@@ -22,7 +22,8 @@ import click
 import numpy as np
 
 from eguot_compress.convert import convert
-from eguot_compress.fake_quant import exact_render, quantise_body
+from eguot_compress.exact_picture import exact_picture
+from eguot_compress.fake_quant import quantise_body
 from eguot_compress.material import Folders
 from eguot_compress.ptq import quantize
 from eguot_compress.qat import qat
@@ -117,7 +118,9 @@ def twin_render(run: Path, loaded: LoadedRun) -> Callable[[RawFrame], np.ndarray
 
     def render(frame: RawFrame) -> np.ndarray:
         planes, (y, x) = frame_planes(frame, loaded.config.color_input, loaded.net.halo, loaded.net.multiple)
-        return to_uint8(exact_render(body, loaded.net.shuffle, planes)[0, :, y : y + frame.height, x : x + frame.width])
+        return to_uint8(
+            exact_picture(body, loaded.net.shuffle, planes)[0, :, y : y + frame.height, x : x + frame.width]
+        )
 
     return render
 

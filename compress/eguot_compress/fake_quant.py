@@ -36,8 +36,10 @@ TRIFLE = 4e-6
 SAMPLES_PER_CALL = 1 << 14
 
 _RELU_LIKE: set[Any] = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
-_ELEMENTWISE: set[Any] = {operator.add, operator.sub, operator.mul, operator.iadd, torch.add, torch.sub, torch.mul,
-                          "add", "sub", "mul", "add_", "mul_"}  # fmt: skip
+ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+SUBTRACTS: set[Any] = {operator.sub, torch.sub, "sub"}
+MULTIPLIES: set[Any] = {operator.mul, torch.mul, "mul", "mul_"}
+_ELEMENTWISE: set[Any] = ADDS | SUBTRACTS | MULTIPLIES
 _VALUE: set[Any] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
@@ -421,23 +423,6 @@ class QuantIsp(nn.Module):
         return F.pixel_shuffle(self.body(planes), self.shuffle)
 
 
-def exact_render(body: QuantBody, shuffle: int, planes: Tensor, *, as_kernels: bool = True) -> Tensor:
-    """What `body` makes of [N, 4, h, w], one picture at a time, without rounding inside a sum.
-
-    `as_kernels`: what is rounded to steps is first rounded to float32, as integer kernels do.
-
-    Sums in float32 tip one value in ten thousand to another step, steps taken in float32 one in a hundred thousand, and
-    every layer after it more of them: a deep network then differs from its own file in several percent of the picture.
-    """
-    twin = QuantIsp(copy.deepcopy(body), shuffle)
-    for conv in twin.body.convolutions().values():
-        conv.as_kernels = as_kernels and body.bits == 8
-    for parameter in twin.parameters():
-        parameter.data = parameter.data.double()
-    with torch.no_grad():
-        return torch.cat([twin(p[None].double()).float() for p in planes])
-
-
 def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     """Put quantisers into `net.body`, ranges not yet learned. The weights are shared with `net`, not copied.
 
@@ -455,11 +440,9 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     for node in graph_module.graph.nodes:
         layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, QuantConv):
-            layer.source = _quantiser(graph_module, _source(node.args[0], modules))
-            (reader, *others) = node.users
-            if _kind(reader, modules) in _RELU_LIKE:
-                (reader, *others) = reader.users
-            layer.target = () if others else _quantiser(graph_module, reader)
+            layer.source = _quantiser(graph_module, source_of(node.args[0], modules))
+            target = quantiser_after(graph_module, node, modules)
+            layer.target = () if target is None else (target,)
     graph_module.graph.lint()
     graph_module.recompile()
     return QuantBody(graph_module, bits).train(net.training)
@@ -469,6 +452,15 @@ def _quantiser(graph_module: fx.GraphModule, node: fx.Node) -> tuple[FakeQuant, 
     """The quantiser that a node calls, in a tuple; an empty one where it is something else."""
     layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
     return (layer,) if isinstance(layer, FakeQuant) else ()
+
+
+def quantiser_after(graph_module: fx.GraphModule, node: fx.Node, modules: dict[str, nn.Module]) -> FakeQuant | None:
+    """The one reader of what `node` makes, after a ReLU or at once, where that is a quantiser."""
+    readers = list(node.users)
+    if len(readers) == 1 and kind_of(readers[0], modules) in _RELU_LIKE:
+        readers = list(readers[0].users)
+    found = _quantiser(graph_module, readers[0]) if len(readers) == 1 else ()
+    return found[0] if found else None
 
 
 def _insert_quantisers(graph_module: fx.GraphModule, modules: dict[str, nn.Module], bits: Bits) -> None:
@@ -564,7 +556,7 @@ def last_convolution(net: nn.Module) -> str | None:
     modules = dict(graph_module.named_modules())
     (output,) = graph_module.graph.find_nodes(op="output")
     last = output.args[0]
-    while _kind(last, modules) in _POINTWISE and not any(isinstance(a, fx.Node) for a in last.args[1:]):
+    while kind_of(last, modules) in _POINTWISE and not any(isinstance(a, fx.Node) for a in last.args[1:]):
         last = last.args[0]
     if last.op == "call_module" and isinstance(modules[str(last.target)], nn.Conv2d):
         return str(last.target).removeprefix("net.")
@@ -628,10 +620,10 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
     that ops on single values read) or a fixed range."""
     nodes = list(graph.graph.nodes)
     output = nodes[-1]
-    last_value = _source(output.args[0], modules)
+    last_value = source_of(output.args[0], modules)
     sites: list[Site] = []
     for node in nodes:
-        kind = _kind(node, modules)
+        kind = kind_of(node, modules)
         if node.op == "placeholder":
             sites.append((node, "q_input", "edge"))
         elif node is last_value:
@@ -652,18 +644,18 @@ def _tie_concats(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]
     """A concatenation and its inputs share one range: integer kernels copy, they do not rescale."""
     names = {node: name for node, name, _ in sites}
     for node, name, _ in sites:
-        if _kind(node, modules) in _CONCAT:
+        if kind_of(node, modules) in _CONCAT:
             for part in node.args[0]:  # type: ignore[union-attr]
-                source = _source(part, modules)
+                source = source_of(part, modules)
                 old = names[source]
                 names = {n: name if v == old else v for n, v in names.items()}
     edges = {names[node] for node, _, special in sites if special == "edge"}
     return [(node, names[node], "edge" if names[node] in edges else special) for node, _, special in sites]
 
 
-def _source(node: Any, modules: dict[str, nn.Module]) -> fx.Node:
+def source_of(node: Any, modules: dict[str, nn.Module]) -> fx.Node:
     """The node that made the values of `node`, through ops that only move them."""
-    while _kind(node, modules) in _SAME_RANGE:
+    while kind_of(node, modules) in _SAME_RANGE:
         node = node.args[0]
     assert isinstance(node, fx.Node)
     return node
@@ -671,10 +663,11 @@ def _source(node: Any, modules: dict[str, nn.Module]) -> fx.Node:
 
 def _fused_with_relu(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     users = list(node.users)
-    return len(users) == 1 and _kind(users[0], modules) in _RELU_LIKE
+    return len(users) == 1 and kind_of(users[0], modules) in _RELU_LIKE
 
 
-def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., Any] | str | None:
+def kind_of(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., Any] | str | None:
+    """What a node computes: a module's type, a function or a method's name; None where it computes nothing."""
     if node.op == "call_module":
         return type(modules[str(node.target)]) if node.target in modules else None  # None: a quantiser put in since
     if node.op in ("call_function", "call_method"):
@@ -683,5 +676,5 @@ def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> type | Callable[..., 
 
 
 def _op_name(node: fx.Node, modules: dict[str, nn.Module]) -> str:
-    kind = _kind(node, modules)
+    kind = kind_of(node, modules)
     return kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))

@@ -1,7 +1,8 @@
 """Is the file the network? Both render the same golden crops, the file through its real runtime.
 
 A float file is held against the network; a file with integers against the quantised network of the same scales, its
-twin, so that a conversion fault and an honest quantisation loss are told apart. The loss itself is `drop_db`.
+twin, computed as the file's runtime does (`exact_picture`), so that a conversion fault and an honest quantisation loss
+are told apart. The loss itself is `drop_db`.
 Values are compared clipped to [0, 1]; 1 LSB is 1/255.
 """
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eguot_compress.exact_picture import exact_picture
 from eguot_compress.fake_quant import (
     FakeQuant,
     QuantBody,
@@ -15,7 +16,6 @@ from eguot_compress.fake_quant import (
     QuantLeaky,
     QuantState,
     calibrate,
-    exact_render,
     permute_tail,
     quantise_body,
 )
@@ -89,7 +89,7 @@ def test_the_exact_picture_is_integer_arithmetic(as_kernels: bool) -> None:
     stored = np.rint(planes[0].numpy().reshape(4, -1) * 255).astype(np.int64) - 128
     hidden = in_integers(stored, first, entry, middle, as_kernels=as_kernels)
     expected = in_integers(hidden, tail, middle, exit_, as_kernels=as_kernels) + 128
-    got = exact_render(body, 2, planes, as_kernels=as_kernels)
+    got = exact_picture(body, 2, planes, kernels="xnnpack" if as_kernels else None)
     found = np.rint(F.pixel_unshuffle(got, 2)[0].numpy().reshape(12, -1) * 255)
     np.testing.assert_array_equal(found, expected)
     assert expected.std() > 5

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from eguot_compress.convert.contents import compare_scales
 from eguot_compress.convert.formats import FORMATS, Format, as_stored, from_stored
-from eguot_compress.fake_quant import ending_in_convolution, exact_render, last_convolution, quantise_body
+from eguot_compress.exact_picture import exact_picture
+from eguot_compress.fake_quant import ending_in_convolution, last_convolution, quantise_body
 from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import lint_network
 from eguot_compress.parity import Difference, render
@@ -95,7 +96,7 @@ def test_each_format_holds_it(
         net, state = post_train(integer_form(net), planes, bits=BITS[precision])  # type: ignore[arg-type]
         body = quantise_body(net, bits=state.bits)
         body.load_state(state)
-        twin = exact_render(body, net.shuffle, planes, as_kernels=kind.integer_kernels)
+        twin = exact_picture(body, net.shuffle, planes, kernels=kind.kernels)
     if precision == "fp16":
         net = half_weights(net, planes)
     path = tmp_path / f"isp.{kind.suffix}"

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
-from eguot_compress.fake_quant import Bits, QuantState, ending_in_convolution, exact_render, quantise_body
+from eguot_compress.exact_picture import Kernels, exact_picture
+from eguot_compress.fake_quant import Bits, QuantState, ending_in_convolution, quantise_body
 from eguot_compress.integer_form import integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
@@ -237,13 +238,13 @@ class Holding:
     net: IspNet
     state: QuantState | None
 
-    def render(self, planes: Tensor, *, as_kernels: bool = True) -> Tensor:
-        """What torch makes of `planes` with the rounding of the file; `as_kernels` as in `exact_render`."""
+    def render(self, planes: Tensor, *, kernels: Kernels | None = "xnnpack") -> Tensor:
+        """What torch makes of `planes` with the rounding of the file; `kernels` as in `exact_picture`."""
         if self.state is None:
             return render(self.net, planes)
         body = quantise_body(self.net, bits=self.state.bits)
         body.load_state(self.state)
-        return exact_render(body, self.net.shuffle, planes, as_kernels=as_kernels)
+        return exact_picture(body, self.net.shuffle, planes, kernels=kernels)
 
     def with_float_layer(self, name: str, original: IspNet) -> Holding:
         """The same with one layer as it was before quantisation."""
@@ -323,7 +324,7 @@ def _write_and_measure(
     if holding.state is None:
         return measure(file, network, network, check, None), spec
     scales = compare_scales(kind.read(path), holding.state) if kind.exact else None
-    twin = holding.render(check.golden, as_kernels=kind.integer_kernels)
+    twin = holding.render(check.golden, kernels=kind.kernels)
     return measure(file, twin, network, check, scales), spec
 
 

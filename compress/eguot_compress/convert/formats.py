@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eguot_compress.exact_picture import Kernels
 from eguot_compress.fake_quant import QuantState
 from eguot_compress.parity import run_tflite
 from eguot_sdk.errors import MissingDependency
@@ -53,8 +54,8 @@ class FileFormat:
     write: Write
     embed: Callable[[Path, IspSpec], None]
     run: Callable[[Path, Stored], Stored]
-    integer_kernels: bool = True
-    """Whether `run` sums and scales int8 values as XNNPACK does; if not, it computes the float graph between them."""
+    kernels: Kernels | None
+    """Whose integer arithmetic `run` is, as in `exact_picture`."""
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
     sized_kinds: tuple[type[nn.Module], ...] = ()
@@ -100,6 +101,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NHWC",
         fixed_tile=False,
         runtime="LiteRT",
+        kernels="xnnpack",
         tools=("litert-torch", "ai-edge-quantizer", "ai-edge-litert"),
         write=_write_tflite,
         embed=_embed_tflite,
@@ -115,7 +117,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NCHW",
         fixed_tile=True,
         runtime="evaluated op by op, not run on Apple hardware",
-        integer_kernels=False,
+        kernels=None,
         tools=("coremltools",),
         write=write_coreml,
         embed=embed_coreml,
@@ -130,6 +132,7 @@ FORMATS: dict[Format, FileFormat] = {
         layout="NCHW",
         fixed_tile=False,
         runtime="onnxruntime",
+        kernels="onnxruntime",
         tools=("onnx", "onnxruntime"),
         write=write_onnx,
         embed=embed_onnx,
