@@ -15,6 +15,7 @@ from eguot_train.config import TrainConfig
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.qisp import Shared
 
 
 class TinyResidual(IspNet):
@@ -40,11 +41,14 @@ def lively(net: IspNet, seed: int = 0) -> IspNet:
     torch.manual_seed(seed)
     for parameter in net.parameters():
         nn.init.normal_(parameter, 0.0, (2 / max(parameter[0].numel(), 16)) ** 0.5)
-    tail = net.get_submodule("tail")
-    assert isinstance(tail, nn.Conv2d)
+    summed = [[m.own, m.at_places.layer] for m in net.modules() if isinstance(m, Shared)]
+    tail = [m for m in net.get_submodule("tail").modules() if isinstance(m, nn.Conv2d)]
     with torch.no_grad():
-        tail.weight.mul_(0.15)
-        tail.bias.uniform_(0.35, 0.65)  # type: ignore[union-attr]
+        for conv in (conv for both in summed for conv in both):
+            conv.weight.mul_(0.5**0.5)
+        for conv in tail:
+            conv.weight.mul_(0.15)
+            conv.bias.uniform_(0.35 / len(tail), 0.65 / len(tail))  # type: ignore[union-attr]
     return net.eval()
 
 

@@ -44,7 +44,7 @@ def run(tmp_path: Path) -> Path:
     for which in ("net", "ema"):
         net = build_isp("qisp-s")
         for parameter in net.parameters():
-            torch.nn.init.normal_(parameter, 0.0, (1 / max(parameter[0].numel(), 16)) ** 0.5)
+            torch.nn.init.normal_(parameter, 0.0, (0.5 / max(parameter[0].numel(), 16)) ** 0.5)
         weights |= prefixed(which, net.state_dict())
     folder = tmp_path / "run"
     save_checkpoint(folder, 10, weights, {})
