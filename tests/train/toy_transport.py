@@ -106,12 +106,14 @@ def solve_discrete(
         (gradient,) = torch.autograd.grad(value, v)
         return float(value.detach()), gradient.numpy() / scale
 
+    # A line search that leaps where exp(-v) is nothing would stay there; no potential is larger than the costs.
+    limit = (float(cost.max()) + 1) * scale
     z, softness = np.zeros(len(b)), max(eps, float(cost.max()) / 10)
     while True:
         history: list[float] = []
         last = softness <= eps
         z = minimize(
-            loss, z, (softness,), "L-BFGS-B", jac=True,
+            loss, z, (softness,), "L-BFGS-B", jac=True, bounds=np.stack([-limit, limit], 1),
             callback=lambda x, s=softness, h=history: h.append(loss(x, s)[0]),
             options={
                 "maxiter": steps if last else 60, "maxfun": 2 * steps, "ftol": 1e-15, "gtol": tolerance, "maxcor": 30,
