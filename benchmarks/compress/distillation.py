@@ -74,7 +74,7 @@ def main(out: Path, photos: Path, isp: str, few: int, steps: int) -> None:
     few_pairs(out / "data" / "train" / "pairs", pairs, few)
     teacher = out / f"teacher-{few}"
     if not teacher.exists():
-        config = for_machine("supervised", isp="qisp-s", pairs=str(pairs), init="default", steps=steps, seed=SEED)
+        config = for_machine("supervised", isp="qisp-m", pairs=str(pairs), init="default", steps=steps, seed=SEED)
         train(config, teacher)
     student, taught = out / f"{isp}-{few}-alone", out / f"{isp}-{few}-taught"
     if not student.exists():

@@ -113,7 +113,7 @@ def test_onnx_holds_every_scale(run: Path, onnx_files: dict[str, Converted]) -> 
     from eguot_compress.calibration import load_calibration
 
     loaded = load_run(run)
-    _, state = post_train(loaded.net, load_calibration(loaded.config, None).tiles, bits=8)
+    _, state = post_train(loaded.net.deploy(), load_calibration(loaded.config, None).tiles, bits=8)
     model = onnx.load(str(path_of(onnx_files["w8a8"])))
     values = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     for node in model.graph.node:  # constants may also be nodes

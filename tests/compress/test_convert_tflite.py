@@ -126,7 +126,7 @@ def test_half_weights_of_a_larger_network(make_run: MakeRun, tmp_path: Path) -> 
 def quantised(run: Path, bits: int | None = 8) -> QuantBody:
     """The quantised body that `convert` makes of a float run: same seeds, same crops."""
     loaded = load_run(run)
-    net, state = post_train(loaded.net, load_calibration(loaded.config, None).tiles, bits=bits)  # type: ignore[arg-type]
+    net, state = post_train(loaded.net.deploy(), load_calibration(loaded.config, None).tiles, bits=bits)  # type: ignore[arg-type]
     body = quantise_body(net, bits=bits)  # type: ignore[arg-type]
     body.load_state(state)
     return body
@@ -226,7 +226,7 @@ def test_a_file_of_another_network_is_found_out(
     real = formats.to_tflite
 
     def damaged(net: IspNet, *args: Any, **kwargs: Any) -> bytes:
-        return real(relive(type(net)(), 3), *args, **kwargs)
+        return real(relive(type(net)().deploy(), 3), *args, **kwargs)
 
     monkeypatch.setattr(formats, "to_tflite", damaged)
     with pytest.raises(GateError, match=r"fp32.*dB to torch"):
