@@ -31,6 +31,8 @@ Bits = Literal[8, 16]
 PERCENTILE = 99.99
 LEAKY_STEPS = 256
 """Steps of 1 in which XNNPACK's leaky ReLU keeps its two factors."""
+LEAST_STEPS = 64
+"""At most as many are asked for before a leaky ReLU whose values are small beside those it is concatenated with."""
 TRIFLE = 4e-6
 """More than float32 loses, too little to reach the next 1/256 of a step."""
 SAMPLES_PER_CALL = 1 << 14
@@ -167,7 +169,8 @@ class QuantLeaky(nn.Module):
         if before.bits != 8:
             return self.slope
         ratio = max(1, round(LEAKY_STEPS * float(before.scale) / float(after.scale)))
-        return round(self.slope * ratio) / ratio * (1 - 3 * TRIFLE)
+        steps = round(self.slope * ratio) or math.copysign(1, self.slope)  # converters write no leaky ReLU of slope 0
+        return steps / ratio * (1 - 3 * TRIFLE)
 
     def tie(self) -> None:
         """Widen the range before it by as little as makes its scale a whole number of 1/256 of the scale after it."""
@@ -175,7 +178,8 @@ class QuantLeaky(nn.Module):
         if before.bits != 8 or before.fixed is not None or before is after:
             return
         low, _ = before.range()
-        ratio = max(1, math.ceil(LEAKY_STEPS * float(before.scale) / float(after.scale) - 0.01))
+        least = min(LEAST_STEPS, math.ceil(2 / max(abs(self.slope), 1e-6)))  # leaves the slope two steps
+        ratio = max(least, math.ceil(LEAKY_STEPS * float(before.scale) / float(after.scale) - 0.01))
         scale = float(np.float32(float(after.scale) * ratio / LEAKY_STEPS * (1 + TRIFLE)))
         before.scale.fill_(scale)
         before.zero_point.fill_(int(np.clip(round(-128 - low / scale), -128, 127)))

@@ -187,6 +187,39 @@ def test_a_deep_network_with_leaky_relus_and_constants_is_its_file(pictures: Ten
     assert float(twin.std()) > 0.05
 
 
+class _Dying(IspNet):
+    """A leaky ReLU of a convolution that gives nothing, beside values a million times larger."""
+
+    name, shuffle, halo, multiple = "dying", 2, 3, 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dead, self.alive = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(4, 6, 3, padding=1)
+        self.tail = nn.Conv2d(12, 12, 3, padding=1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        both = [nn.functional.leaky_relu(conv(planes), 0.2) for conv in (self.dead, self.alive)]
+        return self.tail(torch.cat(both, 1))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_died_keeps_its_op_and_its_scales(pictures: Tensor, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = _Dying().eval()
+    with torch.no_grad():
+        net.dead.weight.mul_(1e-7)
+        net.dead.bias.zero_()  # type: ignore[union-attr]
+    made, state = post_train(net, pictures, bits=8)
+    path = tmp_path / "t.tflite"
+    FORMATS["tflite"].write(made, "w8a8", path, side=32, state=state)
+    contents = FORMATS["tflite"].read(path)
+    assert contents.ops["LEAKY_RELU"] == 2
+    assert compare_scales(contents, state).differing == 0
+    body = quantise_body(made)
+    body.load_state(state)
+    twin = exact_picture(body, 2, pictures)
+    assert Difference.between(_through_file(path, "w8a8", pictures), twin).max_lsb < 0.001
+
+
 class _Sloped(IspNet):
     name, shuffle, halo, multiple = "sloped", 2, 3, 1
 
