@@ -6,16 +6,19 @@ A camera of which there are few aligned pairs and many raws. Photos and camera a
 on, and of the 42 others `--few` (evenly spread by name) as pairs, all 42 as raws without truth. The teacher starts from
 the float network of the default ISP, which was trained on other synthetic cameras of another look, and is fitted to
 the few pairs. The student, untrained, learns alone from the few pairs, or from the teacher's rendering of the raws
-(and, where the raw is that of a pair, from nothing else): equal architecture, steps, batch, loss and seed.
+(and, where the raw is that of a pair, from nothing else): equal architecture, steps, batch, loss and seeds.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import torch
 from run import SEED, make_data  # beside this file
 
@@ -24,7 +27,7 @@ from eguot_compress.finetune import FineTune, fine_tune
 from eguot_compress.material import Folders, Material
 from eguot_compress.quant_run import building, save_derived
 from eguot_sdk.evaluation import evaluate
-from eguot_sdk.pairs import list_pairs
+from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.checkpoint import build_isp, load_run
 from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
@@ -47,18 +50,29 @@ def few_pairs(pairs: Path, out: Path, count: int) -> None:
     building_.rename(out)
 
 
-def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int) -> None:
+def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int, seed: int) -> None:
     """OUT: the student without a teacher, by the loop that distillation uses."""
     loaded = load_run(like)  # for the colour input alone
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     student = build_isp(isp)
     average, after_step = moving_average(student)
-    material = Material(loaded, Folders(pairs=pairs), seed=SEED, batch=BATCH)
+    material = Material(loaded, Folders(pairs=pairs), seed=seed, batch=BATCH)
     plan = FineTune(steps=steps, lr=LR, label="alone")
     with building(out) as folder:
         fine_tune(student, material, None, plan, folder / "log.jsonl", after_step)
-        config = for_machine("supervised", isp=isp, pairs=str(pairs), steps=steps, seed=SEED)
+        config = for_machine("supervised", isp=isp, pairs=str(pairs), steps=steps, seed=seed)
         save_derived(folder, config, average, loaded, {"command": "alone", "data": material.hashes})
+
+
+def score(run: Path, test: Sequence[Pair]) -> dict[str, Any]:
+    """Means over the test pairs; kept in RUN/score.json."""
+    kept = run / "score.json"
+    if not kept.is_file():
+        loaded = load_run(run)
+        net, color_input = loaded.net, loaded.config.color_input
+        found = evaluate(lambda frame: render_frame(net, frame, color_input), test, label=run.name).summary()
+        kept.write_text(json.dumps(found))
+    return dict(json.loads(kept.read_text()))
 
 
 @click.command()
@@ -66,8 +80,9 @@ def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int) -> None:
 @click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
 @click.option("--isp", default="efficientisp", show_default=True, help="The student.")
 @click.option("--few", default=4, show_default=True, help="Pairs at hand.")
-@click.option("--steps", default=300, show_default=True, help="Of student and teacher.")
-def main(out: Path, photos: Path, isp: str, few: int, steps: int) -> None:
+@click.option("--steps", default=900, show_default=True, help="Of student and teacher.")
+@click.option("--seeds", default=3, show_default=True, help="Of the student; its rows are means.")
+def main(out: Path, photos: Path, isp: str, few: int, steps: int, seeds: int) -> None:
     """Train what is missing and print the table."""
     make_data(photos, out / "data")
     pairs, raws = out / f"pairs-{few}", out / "data" / "train" / "raw"
@@ -76,23 +91,23 @@ def main(out: Path, photos: Path, isp: str, few: int, steps: int) -> None:
     if not teacher.exists():
         config = for_machine("supervised", isp="qisp-m", pairs=str(pairs), init="default", steps=steps, seed=SEED)
         train(config, teacher)
-    student, taught = out / f"{isp}-{few}-alone", out / f"{isp}-{few}-taught"
-    if not student.exists():
-        alone(pairs, teacher, student, isp, steps)
-    if not taught.exists():
-        distill(teacher, taught, isp=isp, folders=Folders(raw=raws), steps=steps, seed=SEED)
+    rows: dict[str, list[Path]] = {"teacher": [teacher], f"{isp} alone": [], f"{isp} taught": []}
+    for seed in range(seeds):
+        student, taught = (out / f"{isp}-{few}-{how}-seed{seed}" for how in ("alone", "taught"))
+        if not student.exists():
+            alone(pairs, teacher, student, isp, steps, seed)
+        if not taught.exists():
+            distill(teacher, taught, isp=isp, folders=Folders(raw=raws), steps=steps, seed=seed)
+        rows[f"{isp} alone"].append(student)
+        rows[f"{isp} taught"].append(taught)
     test = list_pairs(out / "data" / "test" / "pairs")
     click.echo("| | parameters | PSNR dB | SSIM | dE2000 |\n|---|---|---|---|---|")
-    for name, run in (("teacher", teacher), (f"{isp} alone", student), (f"{isp} taught", taught)):
-        kept = run / "score.json"
-        if not kept.is_file():
-            loaded = load_run(run)
-            net, color_input = loaded.net, loaded.config.color_input
-            found = evaluate(lambda frame, n=net, c=color_input: render_frame(n, frame, c), test, label=name).summary()  # type: ignore[misc]
-            kept.write_text(json.dumps(found))
-        s = json.loads(kept.read_text())
-        count = load_run(run).net.parameter_count()
-        click.echo(f"| {name} | {count:,} | {s['psnr_db']:.2f} | {s['ssim']:.4f} | {s['de2000']:.2f} |")
+    for name, runs in rows.items():
+        scores = [score(run, test) for run in runs]
+        psnr, ssim, de = ([s[key] for s in scores] for key in ("psnr_db", "ssim", "de2000"))
+        spread = f" ± {np.std(psnr, ddof=1):.2f}" if len(psnr) > 1 else ""
+        count = load_run(runs[0]).net.deploy().parameter_count()
+        click.echo(f"| {name} | {count:,} | {np.mean(psnr):.2f}{spread} | {np.mean(ssim):.4f} | {np.mean(de):.2f} |")
 
 
 if __name__ == "__main__":
