@@ -57,5 +57,5 @@ def test_qisp_starts_as_a_bilinear_demosaic(size: str, noise: np.ndarray) -> Non
 @pytest.mark.parametrize("kind", [EfficientIsp, RobustIsp])
 def test_small_networks_start_as_one_of_what_their_tanh_leaves(kind: type[IspNet], noise: np.ndarray) -> None:
     """The tanh bends each sample before they are interpolated."""
-    expected = bilinear_demosaic(2 * np.tanh(noise / 2))
+    expected = bilinear_demosaic(np.tanh(noise))
     np.testing.assert_allclose(rendered(kind(), noise)[INSIDE], expected[INSIDE], atol=1e-6)

@@ -26,7 +26,7 @@ class RobustIsp(IspNet):
         self.stem = nn.Conv2d(4, 16, 3, padding=1)
         self.middle = nn.Conv2d(16, 4, 3, padding=1)
         self.tail = nn.Conv2d(4, 12, 3, padding=1)
-        start_as_bilinear([self.stem, self.middle, self.tail], gain=0.5)
+        start_as_bilinear([self.stem, self.middle, self.tail])
 
     def body(self, planes: Tensor) -> Tensor:
         features = torch.relu(self.middle(torch.tanh(self.stem(planes))))

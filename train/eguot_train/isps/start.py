@@ -33,11 +33,11 @@ def bilinear() -> Tensor:
 
 
 @torch.no_grad()
-def start_as_bilinear(layers: Sequence[nn.Module], gain: float = 1.0) -> None:
+def start_as_bilinear(layers: Sequence[nn.Module]) -> None:
     """Let a chain of 3x3 convolutions, planes [B, 4, h, w] -> [B, 12, h, w], be a bilinear demosaic.
 
-    The first four channels of each layer carry the planes, by `gain` smaller: 0.5 keeps a tanh nearly straight. The
-    others keep their random weights and have no say yet.
+    The first four channels of each layer carry the planes; the others keep their random weights and have no say yet.
+    The planes are not made smaller, though a tanh bends them: it has few steps of 8 bits to spare.
     """
     carried = torch.arange(4)
     for place, layer in enumerate(layers):
@@ -46,7 +46,7 @@ def start_as_bilinear(layers: Sequence[nn.Module], gain: float = 1.0) -> None:
         layer.bias.zero_()
         if place < len(layers) - 1:
             layer.weight[:4] = 0
-            layer.weight[carried, carried, 1, 1] = gain if place == 0 else 1.0
+            layer.weight[carried, carried, 1, 1] = 1
         else:
             layer.weight.zero_()
-            layer.weight[:, :4] = bilinear() / gain
+            layer.weight[:, :4] = bilinear()
