@@ -168,7 +168,7 @@ def table(out: Path, isps: list[str]) -> str:
     ]
     for isp in isps:
         folder = out / isp
-        parameters = load_run(folder / "float").net.parameter_count()
+        parameters = load_run(folder / "float").net.deploy().parameter_count()
         files = {kind: folder / f"{kind}-file" for kind in KINDS}
         scores = {kind: json.loads((f / "score.json").read_text()) for kind, f in files.items()}
         times = dict(zip(KINDS, json.loads((folder / "times.json").read_text()), strict=True))
