@@ -28,7 +28,7 @@ from eguot_compress.material import Folders, Material
 from eguot_compress.quant_run import building, save_derived
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.pairs import Pair, list_pairs
-from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.checkpoint import DEFAULT_RUN, build_isp, load_run, read_config
 from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
 from eguot_train.trainer import train
@@ -89,7 +89,8 @@ def main(out: Path, photos: Path, isp: str, few: int, steps: int, seeds: int) ->
     few_pairs(out / "data" / "train" / "pairs", pairs, few)
     teacher = out / f"teacher-{few}"
     if not teacher.exists():
-        config = for_machine("supervised", isp="qisp-m", pairs=str(pairs), init="default", steps=steps, seed=SEED)
+        start = read_config(DEFAULT_RUN).isp
+        config = for_machine("supervised", isp=start, pairs=str(pairs), init="default", steps=steps, seed=SEED)
         train(config, teacher)
     rows: dict[str, list[Path]] = {"teacher": [teacher], f"{isp} alone": [], f"{isp} taught": []}
     for seed in range(seeds):

@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 from eguot_compress.convert import convert
 from eguot_compress.exact_picture import exact_picture
@@ -30,11 +31,13 @@ from eguot_compress.qat import qat
 from eguot_compress.quant_run import load_quantised, load_scales
 from eguot_devices.timing import repeat
 from eguot_sdk.evaluation import evaluate
+from eguot_sdk.ingest import Ingest, dequantise
 from eguot_sdk.isp import ISP
-from eguot_sdk.ispfile import describe
+from eguot_sdk.ispfile import describe, read_spec
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.runtimes import open_runtime
+from eguot_sdk.spec import IspSpec
 from eguot_train.checkpoint import LoadedRun, load_run
 from eguot_train.data.synth import synth_folder
 from eguot_train.recipes import for_machine
@@ -108,8 +111,11 @@ def make_file(run: Path, precision: str, pairs: Path) -> tuple[Path, dict[str, A
     return path, json.loads(found.read_text())
 
 
-def twin_render(run: Path, loaded: LoadedRun) -> Callable[[RawFrame], np.ndarray]:
-    """How the torch network with the rounding of the file renders whole frames."""
+def twin_render(run: Path, loaded: LoadedRun, spec: IspSpec) -> Callable[[RawFrame], np.ndarray]:
+    """How the torch network with the rounding of the file renders whole frames, of the int8 planes that the file gets.
+
+    Ingest's tables put one int8 sample in seventy on another step than rounded float planes lie on.
+    """
     held = load_quantised(run, loaded.net)
     assert held is not None
     body = quantise_body(held[0], bits=8)
@@ -118,6 +124,9 @@ def twin_render(run: Path, loaded: LoadedRun) -> Callable[[RawFrame], np.ndarray
 
     def render(frame: RawFrame) -> np.ndarray:
         planes, (y, x) = frame_planes(frame, loaded.config.color_input, loaded.net.halo, loaded.net.multiple)
+        stored = np.empty((*planes.shape[2:], 4), np.int8)
+        Ingest(frame, spec).fill(stored, -loaded.net.halo, -loaded.net.halo)
+        planes = torch.from_numpy(dequantise(stored, spec.input)).permute(2, 0, 1)[None]
         return to_uint8(
             exact_picture(body, loaded.net.shuffle, planes)[0, :, y : y + frame.height, x : x + frame.width]
         )
@@ -133,7 +142,7 @@ def score(run: Path, path: Path, pairs: list[Pair]) -> dict[str, Any]:
     with ISP.load(path) as isp:
         found: dict[str, Any] = evaluate(isp.process, pairs, label=f"{run.parent.name} {run.name}").summary()
         if load_scales(run) is not None:
-            twin = twin_render(run, load_run(run))
+            twin = twin_render(run, load_run(run), read_spec(path))
             found["twin"] = evaluate(twin, pairs, label=f"{run.parent.name} {run.name} in torch").summary()
             apart = [np.abs(isp.process(f).astype(int) - twin(f)) for f in (pair.frame() for pair in pairs)]
             pixels = np.concatenate([a.max(2).ravel() for a in apart])

@@ -46,8 +46,9 @@ def convert(
     as_json: bool,
 ) -> None:
     """Write the ISP of RUN (or `default`) as files for phones and boards, each checked against torch."""
+    from eguot_train.checkpoint import named_run
+
     from .convert import convert_each, refuse_failed
-    from .teachers import named_run
 
     results = list(
         convert_each(
@@ -78,9 +79,10 @@ def _folders(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
 def quantize(run: Path, pairs: Path | None, raw: Path | None, srgb: Path | None, out: Path, seed: int) -> None:
     """Quantise RUN (or `default`) to int8 without training, in seconds."""
+    from eguot_train.checkpoint import named_run
+
     from .material import Folders
     from .ptq import quantize as run_quantize
-    from .teachers import named_run
 
     run_quantize(named_run(run), out, folders=Folders(pairs=pairs, raw=raw, srgb=srgb), seed=seed)
     click.echo(f"quantised {out}", err=True)
@@ -104,10 +106,11 @@ def qat(
     seed: int,
 ) -> None:
     """Quantise RUN (or `default`) to int8 and train it with the rounding in place."""
+    from eguot_train.checkpoint import named_run
+
     from .material import Folders
     from .qat import STEPS
     from .qat import qat as run_qat
-    from .teachers import named_run
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
     run_qat(named_run(run), out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed)
@@ -132,10 +135,11 @@ def distill(
     seed: int,
 ) -> None:
     """Train a small ISP to render what RUN (or `default`) renders."""
+    from eguot_train.checkpoint import named_run
+
     from .distill import STEPS
     from .distill import distill as run_distill
     from .material import Folders
-    from .teachers import named_run
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
     run_distill(named_run(run), out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)

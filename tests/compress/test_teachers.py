@@ -8,9 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from eguot_compress import cli
-from eguot_compress.teachers import named_run
-from eguot_train.checkpoint import load_run
-from eguot_train.trainer import DEFAULT_RUN
+from eguot_train.checkpoint import DEFAULT_RUN, load_run, named_run
 
 
 def test_the_network_behind_the_default_isp_goes_by_its_name(

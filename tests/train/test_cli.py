@@ -10,6 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from eguot_sdk.cli import main
+from eguot_train.checkpoint import DEFAULT_RUN, read_config
 from eguot_train.config import TrainConfig
 
 SMALL = ("--set", "batch=2", "--set", "crop=32", "--set", "potential_width=4", "--set", "weighted_alignment=false")
@@ -87,6 +88,19 @@ def test_wrong_flags_are_usage_errors(tmp_path: Path) -> None:
         done = invoke("train", mode, option, "x", "--out", str(tmp_path / "run"))
         assert done.exit_code == 2
         assert f"does not read {option}" in done.stderr
+
+
+def test_a_run_that_starts_from_the_default_takes_its_architecture(folders: dict[str, str], tmp_path: Path) -> None:
+    """The README's command for one's own camera names no architecture."""
+    command = ["--raw", folders["raw"], "--srgb", folders["srgb"], "--init", "default", "--steps", "1", *SMALL]
+    done = invoke("train", "unpaired", *command, "--out", str(tmp_path / "run"))
+    assert done.exit_code == 0, done.stderr
+    start, made = read_config(DEFAULT_RUN), read_config(tmp_path / "run")
+    assert start.isp != TrainConfig(mode="unpaired").isp  # or this shows nothing
+    assert (made.isp, made.color_input) == (start.isp, start.color_input)
+    refused = invoke("train", "unpaired", *command, "--isp", "qisp-s", "--out", str(tmp_path / "other"))
+    assert refused.exit_code == 2
+    assert "--init default is" in refused.stderr
 
 
 def test_training_in_a_process_keeps_stdout_clean(folders: dict[str, str], tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from .config import TrainConfig
 from .isps import ISPS, IspNet
 from .isps.base import checked
 
+DEFAULT_RUN = Path(__file__).parent / "models" / "default"
+"""The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
 KEEP = 2
 TRUST = "EGUOT_TRUST_RUN"
 """Environment variable that lets run folders name classes to import."""
@@ -164,6 +166,11 @@ def _own_class(name: str) -> type[IspNet]:
     if not (isinstance(own, type) and issubclass(own, IspNet)):
         raise UsageError(f"{name} must be a subclass of eguot_train.isps.IspNet, {module_name} has no such class")
     return own
+
+
+def named_run(run: Path) -> Path:
+    """The folder of a run as a person names it: `default` is DEFAULT_RUN, where no folder of that name lies here."""
+    return DEFAULT_RUN if run == Path("default") and not run.exists() else run
 
 
 def read_config(run: Path) -> TrainConfig:

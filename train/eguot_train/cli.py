@@ -18,7 +18,8 @@ import click
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs (paired, mixed, supervised).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create.")
 @click.option(
-    "--isp", help="Architecture: one of `eguot-sdk isps`, or package.module:Class of your own.  [default: qisp-s]"
+    "--isp",
+    help="Architecture of `eguot-sdk isps`, or package.module:Class.  [default: that of --init, else qisp-s]",
 )
 @click.option(
     "--steps",
@@ -69,9 +70,20 @@ def train(
     if resume and (out / "config.json").is_file():
         config = replace(read_config(out), mode=mode, **fields).with_settings(settings)
     else:
+        if init is not None:
+            fields = _like(init) | fields
         config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
     click.echo(f"trained {out}", err=True)
+
+
+def _like(init: str) -> dict[str, str]:
+    """Architecture and colour input of the run to start from; a class of one's own must be named, for it is code."""
+    from .checkpoint import named_run, read_config
+    from .isps import ISPS
+
+    start = read_config(named_run(Path(init)))
+    return {"color_input": start.color_input} | ({"isp": start.isp} if start.isp in ISPS else {})
 
 
 def _refuse_unread(mode: str, **folders: Path | None) -> None:

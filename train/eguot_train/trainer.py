@@ -33,6 +33,7 @@ from .checkpoint import (
     checkpoints,
     load_run,
     load_weights,
+    named_run,
     optimizer_tensors,
     part,
     prefixed,
@@ -58,8 +59,6 @@ from .render import frame_planes, render_frame
 from .sheet import save_sheet
 from .typical import photo_typicality
 
-DEFAULT_RUN = Path(__file__).parent / "models" / "default"
-"""The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
 LOG_EVERY = 10
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
@@ -338,7 +337,7 @@ class Passes:
 
 def load_init(config: TrainConfig) -> dict[str, Tensor]:
     """EMA weights of the run named by `config.init`, checked to be of the same architecture and colour input."""
-    run = load_run(DEFAULT_RUN if config.init == "default" else Path(str(config.init)))
+    run = load_run(named_run(Path(str(config.init))))
     if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
         raise UsageError(
             f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "

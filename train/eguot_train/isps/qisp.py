@@ -114,18 +114,13 @@ class SharedStem(Shared):
         super().__init__(own, channels=own.in_channels)
 
     def arranged(self, values: Tensor) -> Tensor:
-        if values.ndim == 1:
-            return values
-        out = len(values)
-        return values.reshape(out, 4, 2, 2, 3, 3).permute(0, 1, 4, 2, 5, 3).reshape(out, 4, 6, 6)
+        return values if values.ndim == 1 else F.pixel_shuffle(values, 2)
 
 
 class SharedTail(Shared):
     """The last: 2x2 pixels of a colour at four places are 4x4 pixels of it."""
 
     def arranged(self, values: Tensor) -> Tensor:
-        rest = values.shape[1:]
-        by_place = values.reshape(
-            3, 2, 2, 2, 2, *rest
-        )  # colour, row and column in a packed pixel, row and column of it
-        return by_place.transpose(2, 3).transpose(1, 2).transpose(3, 4).reshape(3 * BLOCK * BLOCK, *rest)
+        # Colour, y and x in a packed pixel, y and x of that pixel in the block.
+        rows = values.reshape(3, 2, 2, 2, 2, -1)
+        return rows.permute(0, 3, 1, 4, 2, 5).reshape(3 * BLOCK * BLOCK, *values.shape[1:])
