@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from eguot_train.average import update_average
 from eguot_train.checkpoint import build_isp, load_run
 from eguot_train.isps.base import IspNet
 
@@ -53,12 +54,8 @@ def distill(
         fine_tune(student, material, loaded.net, plan, folder / "log.jsonl", after_step)
         config = dataclasses.replace(loaded.config, isp=isp, steps=steps, seed=seed, init=None)
         made_by = {
-            "command": "distill",
-            "teacher": loaded.config.isp,
-            "steps": steps,
-            "seed": seed,
-            "data": material.hashes,
-        }
+            "command": "distill", "teacher": loaded.config.isp, "steps": steps, "seed": seed, "data": material.hashes,
+        }  # fmt: skip
         save_derived(folder, config, average, loaded, made_by)
     return out
 
@@ -66,11 +63,4 @@ def distill(
 def moving_average(student: IspNet) -> tuple[IspNet, Callable[[int], None]]:
     """A copy of `student` that follows its weights slowly, and what to call after every step."""
     average = copy.deepcopy(student).requires_grad_(False)
-
-    def after_step(step: int) -> None:
-        decay = min(EMA, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for kept, now in zip(average.parameters(), student.parameters(), strict=True):
-                kept.lerp_(now, 1 - decay)
-
-    return average, after_step
+    return average, lambda step: update_average(average, student, step, EMA)

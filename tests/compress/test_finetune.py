@@ -186,6 +186,14 @@ def test_a_student_comes_nearer_to_its_teacher(run: Path, pairs: Path, tmp_path:
     assert errors[1] < 0.6 * errors[0]
 
 
+def test_a_student_with_batch_norm_keeps_its_statistics(run: Path, pairs: Path, tmp_path: Path) -> None:
+    """The student of the run is the one that was trained: means that were never measured would be zero."""
+    out = distill(run, tmp_path / "out", isp="syenet", folders=Folders(pairs=pairs), steps=3)
+    norms = [m for m in load_run(out).net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(m.running_mean is not None and bool((m.running_mean != 0).any()) for m in norms)
+
+
 def test_what_cannot_be_a_teacher(run: Path, tmp_path: Path, make_run: Callable[..., Path]) -> None:
     with pytest.raises(CheckpointError):
         qat(run, tmp_path / "x", teacher=tmp_path, steps=1)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,7 +310,7 @@ def test_a_resumed_run_is_the_unbroken_one(
     config = tiny(mode, folders, steps=7, checkpoint_every=3, r1_every=2)
     unbroken = train(config, tmp_path / "unbroken", echo=quietly)
     stopped = tmp_path / "stopped"
-    update = trainer._update_ema
+    update = trainer.update_average
     for at in (2, 5):
         calls: Iterator[int] = iter(range(100))
 
@@ -318,10 +319,10 @@ def test_a_resumed_run_is_the_unbroken_one(
             if next(calls) == at:
                 raise Stop
 
-        monkeypatch.setattr(trainer, "_update_ema", stop)
+        monkeypatch.setattr(trainer, "update_average", stop)
         with pytest.raises(Stop):
             train(config, stopped, resume=stopped.exists(), echo=quietly)
-    monkeypatch.setattr(trainer, "_update_ema", update)
+    monkeypatch.setattr(trainer, "update_average", update)
     assert [p.stem for p in checkpoints(stopped)] == ["000003"]
     train(config, stopped, resume=True, echo=quietly)
     assert same(final(stopped), final(unbroken))
@@ -445,6 +446,27 @@ def test_unknown_names_and_empty_folders_stop_before_anything_is_written(
         assert not (tmp_path / "run").exists(), "a run that could not start must not be in the way of the next try"
 
 
+def test_a_resumed_run_does_not_need_the_run_it_started_from(folders: dict[str, str], tmp_path: Path) -> None:
+    first = train(tiny("supervised", folders, steps=1), tmp_path / "first", echo=quietly)
+    config = tiny("supervised", folders, init=str(first), checkpoint_every=2)
+    whole = train(config, tmp_path / "whole", echo=quietly)
+    broken = Path(shutil.copytree(whole, tmp_path / "broken"))
+    checkpoints(broken)[-1].unlink()
+    shutil.rmtree(first)
+    train(config, broken, resume=True, echo=quietly)
+    assert same(final(broken), final(whole))
+
+
+# The log
+
+
+def test_a_logged_mean_is_over_the_steps_that_had_the_value(tmp_path: Path) -> None:
+    with closing(trainer.RunLog(tmp_path, 0, 4, quietly)) as log:
+        for step, values in enumerate(({"a": 1.0}, {"a": 2.0}, {"a": 3.0, "b": 5.0}, {"a": 4.0, "b": 7.0}), 1):
+            log.add(step, values)
+    assert logged(tmp_path) == [{"step": 4, "a": 2.5, "b": 6.0}]
+
+
 # Resuming with other settings
 
 
@@ -551,6 +573,6 @@ def test_a_potential_that_knows_its_pictures_by_heart_discounts_nobody(scale: fl
     judged = trainer.Judged(black, black, torch.zeros(2), white, None)
     psi, logged = Psi("softplus", 1.0), dict[str, Any]()
     optimizer = torch.optim.SGD(potential.exact.parameters(), 0.0)
-    weights = trainer._potential_step(config, 1, judged, potential, optimizer, psi, psi, logged)
-    assert logged["say"] == pytest.approx(say)
+    weights, found = trainer._potential_step(config, 1, judged, potential, optimizer, psi, psi, logged)
+    assert found == logged["say"] == pytest.approx(say)
     torch.testing.assert_close(weights, torch.full((2,), 1 + say * (2 / (1 + math.exp(scale / 2)) - 1)))

@@ -104,6 +104,11 @@ def test_an_expert_of_ones_own_joins_and_must_be_given_again(folders: dict[str, 
         train(saved, run, resume=True, echo=quiet)
     with pytest.raises(UsageError, match=r"was started with experts=.*frequency.*start a new run"):
         train(config(folders), run, resume=True, echo=quiet)
+    alone = config(folders, experts=(), steps=2, checkpoint_every=1)
+    train(alone, tmp_path / "alone", own_experts=own, echo=quiet)
+    (tmp_path / "alone" / "checkpoints" / "000002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="experts of your own: give them again"):
+        train(alone, tmp_path / "alone", resume=True, echo=quiet)
 
 
 def test_beta_rises_holds_and_falls() -> None:

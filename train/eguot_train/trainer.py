@@ -28,6 +28,7 @@ from eguot_sdk.pairs import PairLike
 
 from . import ranks
 from .alignment import fit_alignment, fit_plain_alignment
+from .average import update_average
 from .checkpoint import (
     build_isp,
     checkpoints,
@@ -55,7 +56,7 @@ from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
 from .psi import Psi
 from .reference import Alignment, Reference, half_size
-from .render import frame_planes, render_frame
+from .render import frame_planes, render_frame, to_uint8
 from .sheet import save_sheet
 from .typical import photo_typicality
 
@@ -152,7 +153,7 @@ def _train(
         build_isp(config.isp),
         Potential(config.potential_width, config.potential_reduce),
     )
-    if config.init is not None:
+    if config.init is not None and not tensors:
         load_weights(net, load_init(config), config.init)
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
@@ -175,8 +176,11 @@ def _train(
             load_weights(module, part(name, tensors), "checkpoint")
         restore_optimizer(opt_net, part("opt_net", tensors))
         restore_optimizer(opt_potential, part("opt_potential", tensors))
+        kept = part("committee", tensors)
         if committee is not None:
-            committee.restore(part("committee", tensors))
+            committee.restore(kept)
+        elif kept:
+            raise CheckpointError(f"{out.name} was trained with experts of your own: give them again as own_experts")
 
     def keep(done: int) -> None:
         save_checkpoint(
@@ -218,12 +222,12 @@ def _train(
             alpha = _alpha(config, step)
             psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
             logged: dict[str, Any] = {}
-            weights = None
+            weights, say = None, 1.0
             try:
                 if config.mode != "supervised" and (config.transport > 0 or committee is not None):
                     judged = _judged(config, batch, run_net, reference, fixed)
                     if config.transport > 0:
-                        weights = _potential_step(
+                        weights, say = _potential_step(
                             config, step, judged, run_potential, opt_potential, psi_source, psi_target, logged
                         )
                         photo_weights.update(batch.target_index, weights[: len(batch.target_index)])
@@ -233,7 +237,7 @@ def _train(
                         logged.update(committee.step(*seen, weights))
                 _map_step(
                     config, step, batch, run_net, run_potential, committee, opt_net, reference, fixed, norms, weights,
-                    logged,
+                    say, logged,
                 )  # fmt: skip
                 logged = ranks.mean_of(logged, device)
                 health.check(logged, step)
@@ -242,7 +246,7 @@ def _train(
                 if first and not checkpoints(out) and _all_finite(net, potential):
                     keep(step)
                 raise TrainingDiverged(f"{stop}{_way_on(out)}") from None
-            _update_ema(ema, net, min(config.ema, (1 + step) / (10 + step)))
+            update_average(ema, net, step, config.ema)
 
             done = step + 1
             log.add(done, logged)
@@ -517,8 +521,8 @@ def _potential_step(
     psi_source: Psi,
     psi_target: Psi,
     logged: dict[str, Any],
-) -> Tensor:
-    """One step of v on fakes and reals; returns the targets' outlier weights w(y)."""
+) -> tuple[Tensor, float]:
+    """One step of v on fakes and reals; returns the targets' outlier weights w(y), and v's say (see `_terms`)."""
     parameters = list(potential.exact.parameters())
     optimizer.zero_grad(set_to_none=True)
     parts = config.accumulate
@@ -553,7 +557,7 @@ def _potential_step(
         loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
         cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
     )  # fmt: skip
-    return weights
+    return weights, say
 
 
 def _map_step(
@@ -568,6 +572,7 @@ def _map_step(
     fixed: Fixed,
     norms: dict[str, float],
     weights: Tensor | None,
+    say: float,
     logged: dict[str, Any],
 ) -> None:
     """One step of the network on fidelity, transport and the experts' losses.
@@ -585,7 +590,6 @@ def _map_step(
         with torch.set_grad_enabled(len(parts) == 1):
             rendered = net(torch.cat(inputs))
         leaf = rendered.detach().requires_grad_(True)
-        say = logged.get("say", 1.0)
         terms = _terms(config, step, micro, leaf, net, potential, committee, reference, fixed, micro_weights, say)
         gradients = {}
         for name, loss, share in terms:
@@ -748,14 +752,6 @@ def _alpha(config: TrainConfig, step: int) -> float:
     return float(config.alpha_start ** (1 - progress) * config.alpha**progress)
 
 
-def _update_ema(ema: torch.nn.Module, net: torch.nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        for kept, now in zip(ema.parameters(), net.parameters(), strict=True):
-            kept.lerp_(now, 1 - decay)
-        for statistic, current in zip(ema.buffers(), net.buffers(), strict=True):  # of batch norm
-            statistic.copy_(current)
-
-
 def _to(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
@@ -789,7 +785,7 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
             pictures_ = [reference(planes)[0], ema(planes.to(next(ema.parameters()).device))[0]]
         y, x = y + max(0, frame.height - side) // 2, x + max(0, frame.width - side) // 2
         y, x = y - y % 2, x - x % 2
-        row = [_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
+        row = [to_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
         if not config.unpaired:
             row.append(_middle(sources.pairs[i].truth(), side))
         rows.append(row)
@@ -801,10 +797,6 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
 def _middle(picture: np.ndarray, side: int) -> np.ndarray:
     top, left = max(0, picture.shape[0] - side) // 2, max(0, picture.shape[1] - side) // 2
     return picture[top : top + side, left : left + side]
-
-
-def _uint8(rgb: Tensor) -> np.ndarray:
-    return (rgb.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
 
 def _to_stderr(line: str) -> None:
@@ -836,22 +828,20 @@ class RunLog:
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(run)
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._values: dict[str, list[float]] = {}
         self._started, self._first, self._steps, self._echo = time.monotonic(), start, steps, echo
         self._bar = _bar(start, steps)
 
     def add(self, step: int, values: dict[str, float]) -> None:
-        """Gather one step's values; write their means every ten steps."""
+        """Gather one step's values; write their means every ten steps, each over the steps that had it."""
         for key, value in values.items():
-            self._sums[key] = self._sums.get(key, 0.0) + value
-        self._count += 1
+            self._values.setdefault(key, []).append(value)
         if self._bar is not None:
             self._bar.update(1)
         if step % LOG_EVERY == 0 or step == self._steps:
-            means = {key: value / self._count for key, value in self._sums.items()}
+            means = {key: sum(found) / len(found) for key, found in self._values.items()}
             self.write(step, means)
-            self._sums, self._count = {}, 0
+            self._values.clear()
             if self._bar is not None:
                 self._bar.set_postfix(
                     {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
