@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import eguot_sdk
+from eguot_sdk.checkup import EXTRA_ORDER
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -51,6 +52,7 @@ def test_the_changelog_and_the_metadata_name_one_version() -> None:
 def test_the_extras_are_those_that_messages_name() -> None:
     extras = {"train", "convert", "coreml", "onnx", "tensorflow", "cluster", "devices", "dev"}
     assert set(PROJECT["optional-dependencies"]) == extras
+    assert set(EXTRA_ORDER) == extras
     named = re.compile(r"eguot-sdk\[([\w,]+)\]")
     for path in tracked_files():
         if path.suffix in (".py", ".md"):

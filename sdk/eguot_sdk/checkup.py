@@ -19,7 +19,7 @@ from .chatter import quiet
 from .cli import version
 
 BASE = ("numpy", "rawpy", "click", "pillow", "tifffile", "flatbuffers", "ai-edge-litert", "tflite-runtime")
-EXTRA_ORDER = ("train", "convert", "coreml", "onnx", "tensorflow", "devices", "dev")
+EXTRA_ORDER = ("train", "convert", "coreml", "onnx", "tensorflow", "cluster", "devices", "dev")
 
 
 def examine() -> dict[str, Any]:

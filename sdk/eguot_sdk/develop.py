@@ -60,11 +60,13 @@ class Result:
 
     written: list[Path] = field(default_factory=list)
     skipped: list[Path] = field(default_factory=list)
-    failed: list[Path] = field(default_factory=list)
+    failed: dict[Path, str] = field(default_factory=dict)
+    """Raws that failed, and why."""
 
-    def as_dict(self) -> dict[str, list[str]]:
-        """For JSON: paths of the pictures that were written, and of the raws that were skipped or failed."""
-        return {name: [str(path) for path in getattr(self, name)] for name in ("written", "skipped", "failed")}
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: paths of the pictures that were written, of the raws that were skipped or failed, and why."""
+        lists = {name: [str(path) for path in getattr(self, name)] for name in ("written", "skipped", "failed")}
+        return {**lists, "errors": {str(path): why for path, why in self.failed.items()}}
 
     def summary(self) -> str:
         """One line for a person."""
@@ -158,18 +160,17 @@ def _on_cluster(jobs: Sequence[Job], settings: Settings, result: Result, bar: Pr
         for line in lines:
             bar.message(line)
         result.written += [asked[raw].picture for raw in written]
-        result.failed += [asked[raw].raw for raw in failed]
+        result.failed |= {asked[raw].raw: why for raw, why in failed.items()}
         bar.update(len(written) + len(failed))
 
 
-def develop_batch(settings: Settings, jobs: Sequence[Job]) -> tuple[list[Path], list[Path], list[str]]:
-    """Develop some jobs: the raws whose pictures are written, those that failed, and what there is to say."""
+def develop_batch(settings: Settings, jobs: Sequence[Job]) -> tuple[list[Path], dict[Path, str], list[str]]:
+    """Develop some jobs: the raws whose pictures are written, those that failed and why, and what there is to say."""
     said = io.StringIO()
     result = Result()
     with progress_bar(len(jobs), label="develop", stream=said) as bar:
         _Run(jobs, settings, result, bar).all()
-    failed = set(result.failed)
-    written = [job.raw for job in jobs if job.raw not in failed]
+    written = [job.raw for job in jobs if job.raw not in result.failed]
     return (
         written,
         result.failed,
@@ -268,8 +269,8 @@ class _Run:
         self.bar.update()
 
     def _failed(self, job: Job, error: Exception) -> None:
-        self.result.failed.append(job.raw)
-        _complain(self.bar, job.raw, error)
+        why = self.result.failed[job.raw] = _why(job.raw, error)
+        self.bar.message(f"Error: {why}")
         self.bar.update()
 
 
@@ -295,7 +296,8 @@ def _notes(frame: RawFrame) -> list[str]:
     return notes
 
 
-def _complain(bar: Progress[int], raw: Path, error: Exception) -> None:
+def _why(raw: Path, error: Exception) -> str:
+    """One line that names the raw."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         text = f"{raw}: not enough memory; try a smaller --tile"
@@ -303,7 +305,7 @@ def _complain(bar: Progress[int], raw: Path, error: Exception) -> None:
         text = f"{raw}: unexpected {type(error).__name__} ({text}); please report it with the file"
     elif str(raw) not in text:
         text = f"{raw}: {text}"
-    bar.message(f"Error: {text}")
+    return text
 
 
 def _raws(inputs: Sequence[Path]) -> list[Path]:

@@ -167,7 +167,7 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def _numbers(values: Any) -> str:
-    return " ".join(f"{v:.4g}" for v in values)
+    return " ".join(f"{v:.0f}" if float(v).is_integer() else f"{v:.4g}" for v in values)
 
 
 def _tree(value: Any, indent: str) -> list[str]:

@@ -408,7 +408,9 @@ def _storer(tensor: TensorSpec, bits: int) -> Storer:
     if tensor.dtype == "float32":
         return partial(_store_float, 255.0 if bits == 8 else 65535.0)
     if bits == 16:
-        raise UsageError(f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8")
+        raise UsageError(
+            f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8, or give one in fp32"
+        )
     unsigned = np.dtype(f"u{np.dtype(tensor.dtype).itemsize}")
     codes = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned)
     table = np.rint(np.clip(dequantise(codes.view(tensor.dtype), tensor), 0.0, 1.0) * 255.0).astype(np.uint8)

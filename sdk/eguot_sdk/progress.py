@@ -25,6 +25,7 @@ class Progress(Generic[T]):
         self._note = ""
         self._start = self._shown = time.monotonic()
         self._drawn = False
+        self._last: tuple[int, str] | None = None
 
     def update(self, steps: int = 1, note: str | None = None) -> None:
         """Count `steps` more; `note` replaces the words at the end of the line, such as losses."""
@@ -41,7 +42,7 @@ class Progress(Generic[T]):
 
     def close(self) -> None:
         """Show the last state and end the line. A task that ended at once leaves no line in a pipe."""
-        if self._terminal or self._drawn:
+        if self._terminal or (self._drawn and self._last != (self.done, self._note)):
             self._show()
         if self._terminal:
             self._stream.write("\n")
@@ -66,13 +67,14 @@ class Progress(Generic[T]):
         elapsed = time.monotonic() - self._start
         parts = [self.label, f"{self.done}/{self.total}" if self.total else f"{self.done}"]
         if self.total and 0 < self.done < self.total:
-            parts.append(f"{_duration(elapsed / self.done * (self.total - self.done))} left")
+            parts.append(f"{duration(elapsed / self.done * (self.total - self.done))} left")
         else:
-            parts.append(_duration(elapsed))
+            parts.append(duration(elapsed))
         return "  ".join([*parts, self._note] if self._note else parts)
 
     def _show(self) -> None:
         self._shown = time.monotonic()
+        self._last = self.done, self._note
         if not self._terminal:
             self._drawn = True
             print(self.line(), file=self._stream, flush=True)
@@ -105,7 +107,8 @@ def progress_bar(items: Iterable[Any] | int, *, label: str, stream: TextIO | Non
     return Progress(items, len(items) if isinstance(items, Sized) else None, label, stream or sys.stderr)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are some."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

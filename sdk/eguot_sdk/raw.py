@@ -24,7 +24,7 @@ from . import libraw
 from .ciff import read_ciff
 from .colour import dng_matrix
 from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif
-from .errors import CorruptRaw, RawError, UnsupportedRaw
+from .errors import CorruptRaw, RawError, UnsupportedRaw, UsageError
 from .shading import GainMaps, ShadingError, read_gain_maps
 from .tiff import Tiff, read_tiff
 
@@ -208,6 +208,8 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
         with stream:
             yield stream, path, str(path)
         return
+    if not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise UsageError(f"expected a path, bytes or an open binary file, not {type(source).__name__}")
     data = source if isinstance(source, bytes) else source.read(MAX_FILE_BYTES + 1)
     name = "raw data" if isinstance(source, bytes) else str(getattr(source, "name", "raw data"))
     buffer = io.BytesIO(data)
@@ -245,7 +247,7 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, overrides: Ov
     exif = tag_exif(tiff) if tiff else read_ciff(stream)
     if tiff is None or not tiff.is_dng:
         exif = picture.exif | exif
-    return overrides.apply(_frame(picture, tags, tiff, exif, name))
+    return overrides.apply(_frame(picture, tags, tiff, exif, name, levels_given=levels_given))
 
 
 def _kind(head: bytes) -> str | None:
@@ -317,7 +319,10 @@ def _frame(
     tiff: Tiff | None,
     exif: Mapping[str, str | int | float],
     name: str,
+    *,
+    levels_given: bool,
 ) -> RawFrame:
+    """`levels_given`: levels that make no sense are the caller's, not the file's."""
     origins = {"mosaic": "LibRaw", "cfa": "LibRaw", "black": "LibRaw", "white": picture.white_origin}
     origins |= {"orientation": "LibRaw", "pixel_aspect": "LibRaw"}
     black, white = picture.black, picture.white
@@ -348,6 +353,8 @@ def _frame(
             origins=origins,
         )
     except RawError as error:
+        if levels_given:
+            raise
         raise CorruptRaw(f"{error}; the file is damaged, get the original") from error
 
 
@@ -474,7 +481,7 @@ def _check_levels(black: Four, white: Four) -> None:
         raise RawError(f"black and white levels must be raw counts, not black {list(black)} and white {list(white)}")
     if any(w - b < 1 for b, w in zip(black, white, strict=True)):
         raise RawError(
-            f"the white level must lie above black by at least one count: black {list(black)}, white {list(white)}"
+            f"the white level must lie above black by at least one count: black {_list(black)}, white {_list(white)}"
         )
 
 

@@ -83,7 +83,7 @@ def test_what_was_assumed_is_said_and_can_be_given(
     plain = np.asarray(Image.open(tmp_path / "one.png")).astype(int)
     red = run("process", raw, "-o", tmp_path / "two.png", "--wb", "8,1,1", "--json")
     assert "white balance" not in red.stderr
-    assert json.loads(red.stdout) == {"written": [str(tmp_path / "two.png")], "skipped": [], "failed": []}
+    assert json.loads(red.stdout) == {"written": [str(tmp_path / "two.png")], "skipped": [], "failed": [], "errors": {}}
     warm = np.asarray(Image.open(tmp_path / "two.png")).astype(int)
     assert (warm - plain)[..., 0].mean() > 10
 
@@ -105,6 +105,26 @@ def test_levels_and_phase_can_be_given(make_dng: MakeDng, counts: Any, tmp_path:
 )
 def test_values_that_are_none_are_exit_2(arguments: tuple[str, str], photos: Path) -> None:
     assert run("process", photos, *arguments).exit_code == 2
+
+
+def test_levels_given_that_contradict_each_other_are_not_blamed_on_the_file(photos: Path, tmp_path: Path) -> None:
+    result = run(
+        "process",
+        photos / "a.dng",
+        "-o",
+        tmp_path / "a.png",
+        "--black-level",
+        "4000",
+        "--white-level",
+        "3000",
+        "--json",
+    )
+    assert result.exit_code == 1
+    why = f"{photos / 'a.dng'}: the white level must lie above black by at least one count: black 4000, white 3000"
+    assert result.stderr == f"Error: {why}\n"
+    said = json.loads(result.stdout)
+    assert said["failed"] == [str(photos / "a.dng")]
+    assert said["errors"] == {str(photos / "a.dng"): why}
 
 
 def test_lens_shading_can_be_demanded(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
@@ -363,6 +383,11 @@ def test_inspect_shows_what_the_isp_will_use(shipped: Path) -> None:
     assert "Canon PowerShot S40" in text
 
 
+def test_inspect_shows_whole_counts(make_dng: MakeDng, counts: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.dng").write_bytes(make_dng(counts, t50717=(3, (15520,))))
+    assert "15520 15520 15520 15520  (tag WhiteLevel" in run("inspect", tmp_path / "a.dng").stdout
+
+
 def test_inspect_warns_of_what_is_absent(shipped: Path) -> None:
     facts = json.loads(run("inspect", shipped / "kodak_dc50_0012L.kdc", "--json").stdout)
     assert facts["white_balance"]["value"] is None
@@ -454,6 +479,7 @@ def test_doctor_tries_what_it_reports(fake_isp: Any) -> None:
         "coreml",
         "onnx",
         "tensorflow",
+        "cluster",
         "devices",
         "dev",
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from eguot_sdk import libraw, raw
 from eguot_sdk.dng import RawTags
-from eguot_sdk.errors import CorruptRaw, RawError, UnsupportedRaw
+from eguot_sdk.errors import CorruptRaw, RawError, UnsupportedRaw, UsageError
 from eguot_sdk.raw import RawFrame, read_raw
 
 MakeDng = Callable[..., bytes]
@@ -472,6 +472,12 @@ def test_a_camera_file_cut_short_is_refused(shipped: Path, share: float) -> None
         data = path.read_bytes()
         with pytest.raises(RawError):
             read_raw(data[: int(len(data) * share)])
+
+
+def test_what_is_no_source_is_said() -> None:
+    source: Any = None
+    with pytest.raises(UsageError, match="expected a path, bytes or an open binary file, not NoneType"):
+        read_raw(source)
 
 
 def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
     assert set(found) == set(tensors)
     assert all(torch.equal(found[key], tensors[key]) for key in tensors)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+    assert path.stat().st_mode & 0o777 == path.parent.stat().st_mode & 0o666  # others may read it where they may enter
 
 
 def test_the_newest_two_are_kept_in_the_order_of_steps(tmp_path: Path) -> None:

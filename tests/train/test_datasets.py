@@ -195,6 +195,18 @@ def test_check_says_what_it_found_with_a_picture(tmp_path: Path) -> None:
         assert np.asarray(drawn).std() > 20
 
 
+def test_check_says_that_nothing_is_wrong(shipped: Path, tmp_path: Path) -> None:
+    root = make_zrr(tmp_path / "zrr")
+    assert (
+        "15 raws looked at: nothing contradicts levels or CFA phase"
+        in CliRunner().invoke(data, ["check", str(root)]).output
+    )
+    picture = tmp_path / "found.jpg"
+    result = CliRunner().invoke(data, ["check", str(shipped), "--out", str(picture)])
+    assert "levels and CFA phase: those of each raw\n  2 raws looked at: nothing contradicts" in result.stdout
+    assert result.stderr.endswith(f"wrote {picture}\n")
+
+
 def test_unpaired_halves_share_no_scene() -> None:
     items = [Item(f"s{i // 3}_{i % 3}", Path("r"), Path("p"), scene=f"s{i // 3}") for i in range(30)]
     raws, photos, how = split_scenes(items)
@@ -207,8 +219,10 @@ def test_unpaired_halves_share_no_scene() -> None:
     assert [i.name for i in photos] == ["5", "6", "7", "8", "9"]
     assert all(i.photo is None for i in raws)
     assert all(i.raw is None for i in photos)
-    with pytest.raises(UsageError, match="too few scenes"):
+    with pytest.raises(UsageError, match=r"too few scenes .* 0 raws and 1 photos$"):
         split_scenes(unknown[:1])
+    with pytest.raises(UsageError, match=r"0 raws and 2 photos; `data prepare` takes a folder of one kind without"):
+        split_scenes([Item(name, None, Path("p")) for name in "ab"])
 
 
 def test_scenes_come_from_names_where_the_folder_says_how(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
 from eguot_train.psi import Psi
 from eguot_train.reference import Alignment
-from eguot_train.trainer import TrainingDiverged, train
+from eguot_train.trainer import RunLog, TrainingDiverged, train
 
 
 def tiny(mode: Mode, folders: dict[str, str], **fields: Any) -> TrainConfig:
@@ -63,6 +63,19 @@ def logged(run: Path) -> list[dict[str, float]]:
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_pipe_is_told_how_far_it_is_however_slow_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lines = 0.0, list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: clock)
+    log = RunLog(tmp_path, 0, 100, lines.append)
+    for step in range(1, 101):
+        clock += 2.0
+        log.add(step, {"loss_v": 0.5})
+    log.close()
+    assert [line.split()[1] for line in lines] == ["20/100", "40/100", "60/100", "80/100", "100/100"]
+    assert lines[0] == "step 20/100  0.50 steps/s  2:40 left  v 0.5"
+    assert lines[-1] == "step 100/100  0.50 steps/s  v 0.5"
 
 
 @pytest.mark.parametrize("mode", MODES)

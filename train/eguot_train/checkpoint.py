@@ -76,6 +76,7 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: 
     )
     with open(temporary, "rb+") as handle:
         os.fsync(handle.fileno())
+    temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone, also on a shared disk
     os.replace(temporary, path)
     for old in checkpoints(run)[:-KEEP]:
         old.unlink()

@@ -54,13 +54,14 @@ def train(
     unpaired: raws and photos of different scenes. paired: aligned pairs, with transport. mixed: both.
     supervised: pairs and a plain loss, as a baseline.
     """
+    _refuse_unread(mode, raw=raw, srgb=srgb, pairs=pairs)  # before the seconds that torch takes to load
+
     from dataclasses import replace
 
     from .checkpoint import read_config
     from .recipes import for_machine
     from .trainer import train as run
 
-    _refuse_unread(mode, raw=raw, srgb=srgb, pairs=pairs)
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip

@@ -62,6 +62,8 @@ def check(folder: Path, as_json: bool, picture: Path | None) -> None:
         click.echo(json.dumps(found.as_dict() | ({"picture": str(picture)} if picture else {}), indent=1))
     else:
         _tell(found.as_dict())
+    if picture is not None:
+        click.echo(f"wrote {picture}", err=True)
     if found.wrong:
         raise EguotError(f"{folder}: {found.wrong[0]}; correct it in {folder}/dataset.json")
     if found.damaged:
@@ -81,9 +83,14 @@ def _tell(facts: dict[str, Any]) -> None:
         if values["white_balance"] is not None:
             red, _, blue = values["white_balance"]
             click.echo(f"  white balance of all raws: red {red:.2f}, blue {blue:.2f}")
-    for title in ("wrong", "damaged", "notes"):
+    elif any(counts["raws"] for counts in facts["parts"].values()):
+        seen = f", as the pictures show: {facts['phase_seen']}" if facts["phase_seen"] else ""
+        click.echo(f"  levels and CFA phase: those of each raw{seen}")
+    if facts["sampled"] and not facts["wrong"]:
+        click.echo(f"  {facts['sampled']} raws looked at: nothing contradicts levels or CFA phase")
+    for title, shown in (("wrong", "wrong"), ("damaged", "cannot be used"), ("notes", "note")):
         for line in facts[title]:
-            click.echo(f"  {title.removesuffix('s')}: {line}")
+            click.echo(f"  {shown}: {line}")
 
 
 @data.command()
@@ -105,7 +112,8 @@ def prepare(folder: Path, out: Path, unpaired: bool, cluster: str | None) -> Non
         click.echo(line, err=True)
     for line in result.damaged:
         click.echo(f"skipped: {line}", err=True)
-    click.echo(f"{result.samples} samples in {len(result.shards)} shards: {out}", err=True)
+    shards = "1 shard" if len(result.shards) == 1 else f"{len(result.shards)} shards"
+    click.echo(f"{result.samples} samples in {shards}: {out}", err=True)
     if result.damaged:
         raise EguotError(f"{len(result.damaged)} files could not be used; the others are written")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import PairLike
+from eguot_sdk.progress import duration
 
 from . import ranks
 from .alignment import fit_alignment, fit_plain_alignment
@@ -61,6 +62,8 @@ from .sheet import save_sheet
 from .typical import photo_typicality
 
 LOG_EVERY = 10
+TELL_S = 30.0
+"""A pipe gets a line so often."""
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
 MOST_PAIRS = 50
@@ -137,6 +140,7 @@ def _train(
         echo(f"{out.name}: already trained {start} steps, nothing to do")
         return out
     judges = pairs_to_score(config.val)[0] if config.val else []
+    started = load_init(config) if config.init is not None and not tensors else None
     sources = load_sources(config)
     echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
     for line in sources.notes:
@@ -153,8 +157,8 @@ def _train(
         build_isp(config.isp),
         Potential(config.potential_width, config.potential_reduce),
     )
-    if config.init is not None and not tensors:
-        load_weights(net, load_init(config), config.init)
+    if started is not None:
+        load_weights(net, started, str(config.init))
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
         echo("aligning the reference rendering with the photos (a few seconds)")
@@ -345,7 +349,7 @@ def load_init(config: TrainConfig) -> dict[str, Tensor]:
     if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
         raise UsageError(
             f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "
-            f"this run is {config.isp} on {config.color_input}"
+            f"this run is {config.isp} on {config.color_input}: leave out --isp and --set color_input"
         )
     return dict(run.net.state_dict())
 
@@ -829,7 +833,8 @@ class RunLog:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(run)
         self._values: dict[str, list[float]] = {}
-        self._started, self._first, self._steps, self._echo = time.monotonic(), start, steps, echo
+        self._started = self._told = time.monotonic()
+        self._first, self._steps, self._echo = start, steps, echo
         self._bar = _bar(start, steps)
 
     def add(self, step: int, values: dict[str, float]) -> None:
@@ -846,12 +851,14 @@ class RunLog:
                 self._bar.set_postfix(
                     {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
                 )
-            elif step % (25 * LOG_EVERY) == 0 or step == self._steps:
-                rate = (step - self._first) / max(time.monotonic() - self._started, 1e-9)
+            elif step == self._steps or time.monotonic() - self._told >= TELL_S:
+                self._told = time.monotonic()
+                rate = (step - self._first) / max(self._told - self._started, 1e-9)
+                left = f"  {duration((self._steps - step) / rate)} left" if step < self._steps else ""
                 shown = "  ".join(
                     f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss")
                 )
-                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s  {shown}")
+                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s{left}  {shown}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of log.jsonl."""

@@ -164,7 +164,8 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
             photos += [item for item in both if item.scene not in first]
             how = f"{cut} scenes are raws, {len(scenes) - cut} other ones photos"
     if not raws or not photos:
-        raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos")
+        alone = "" if both else "; `data prepare` takes a folder of one kind without --unpaired"
+        raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos{alone}")
     return (
         [replace(item, photo=None) for item in raws],
         [replace(item, raw=None) for item in photos],

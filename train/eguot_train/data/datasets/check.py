@@ -52,6 +52,7 @@ class Finding:
             "values": None
             if values is None
             else {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(values).items()},
+            "sampled": self.statistics.raws,
             "phase_seen": self.statistics.phase(),
             "clips_at": self.statistics.clips_at() if self.statistics.raws else None,
             "wrong": list(self.wrong),
