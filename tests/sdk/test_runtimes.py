@@ -80,11 +80,14 @@ def test_all_runtimes_of_a_factory_run_the_file_as_it_was(tmp_path: Path) -> Non
     assert open_runtime(path).input_dtype == np.float32
 
 
-def test_the_suffix_chooses() -> None:
+def test_the_suffix_chooses(tmp_path: Path) -> None:
     assert list(RUNTIMES) == [".tflite"]
     for name in ("isp.onnx", "isp", "isp.tflite.zip"):
         with pytest.raises(UsageError, match=r"ends in \.tflite"):
             open_runtime(name)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(UsageError, match="a run folder; `eguot-sdk convert` makes an ISP file of it"):
+        open_runtime(tmp_path)
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

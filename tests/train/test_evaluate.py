@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.ingest import ingest_frame
@@ -163,13 +164,16 @@ def test_processes_score_as_one_does(pairs: Path, tmp_path: Path) -> None:
 def test_worst_pictures_and_sets_without_pairs(pairs: Path, folders: dict[str, str], tmp_path: Path) -> None:
     if not DEFAULT_ISP.is_file():
         pytest.skip("this tree has no default ISP")
-    sheet = tmp_path / "worst.jpg"
+    refused = CliRunner().invoke(command, ["default", "--pairs", str(pairs), "--worst", str(tmp_path / "worst.gif")])
+    assert refused.exit_code == 2
+    sheet = tmp_path / "worst.png"
     done = CliRunner().invoke(
         command,
         ["default", "--pairs", str(pairs), "--out", str(tmp_path), "--worst", str(sheet), "--protocol", "aligned"],
     )
     assert done.exit_code == 0, done.output
-    assert sheet.stat().st_size > 5000
+    with Image.open(sheet) as drawn:
+        assert drawn.format == "PNG"
     assert "pixels matched" in done.stdout
     done = CliRunner().invoke(command, ["default", "--raw", folders["raw"], "--srgb", folders["srgb"], "--json"])
     assert done.exit_code == 0, done.output

@@ -9,6 +9,14 @@ from typing import Any
 import click
 
 from eguot_sdk.evaluation import PROTOCOLS, Evaluation, Protocol
+from eguot_sdk.output import SUFFIXES
+
+
+def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a suffix before the work, not after."""
+    if value is not None and value.suffix.lower() not in SUFFIXES:
+        raise click.BadParameter(f"expected a name that ends in one of {', '.join(SUFFIXES)}, not {value.name!r}")
+    return value
 
 
 @click.group()
@@ -45,7 +53,12 @@ def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> Non
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
-    "--out", "picture", type=click.Path(path_type=Path), metavar="PICTURE", help="Draw what was found (JPEG)."
+    "--out",
+    "picture",
+    type=click.Path(path_type=Path),
+    callback=_picture,
+    metavar="PICTURE",
+    help="Draw what was found, as .jpg, .png or .tiff.",
 )
 def check(folder: Path, as_json: bool, picture: Path | None) -> None:
     """Say what a folder is: layout, counts, levels, CFA phase, damaged files.
@@ -133,7 +146,13 @@ def prepare(folder: Path, out: Path, unpaired: bool, cluster: str | None) -> Non
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the CSV.  [default: the run, or beside the file]"
 )
-@click.option("--worst", type=click.Path(path_type=Path), metavar="PICTURE", help="Draw the ten worst (JPEG).")
+@click.option(
+    "--worst",
+    type=click.Path(path_type=Path),
+    callback=_picture,
+    metavar="PICTURE",
+    help="Draw the ten worst, as .jpg, .png or .tiff.",
+)
 @click.option(
     "--lpips",
     type=click.Path(path_type=Path),

@@ -112,7 +112,7 @@ def compare_sets(model: str | Path, raws: Path, photos: Path) -> tuple[dict[str,
 def worst_sheet(
     path: Path, model: str | Path, pairs: Sequence[PairLike], evaluation: Evaluation, count: int = 10
 ) -> None:
-    """A JPEG of the worst pictures: rendering, truth, and four times their difference, each at most 400 pixels wide."""
+    """A sheet of the worst pictures: rendering, truth, four times their difference, each at most 400 pixels wide."""
     from .sheet import save_sheet
 
     render = render_of(model)

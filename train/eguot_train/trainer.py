@@ -142,7 +142,7 @@ def _train(
     judges = pairs_to_score(config.val)[0] if config.val else []
     started = load_init(config) if config.init is not None and not tensors else None
     sources = load_sources(config)
-    echo(f"{len(sources.frames)} raws, {len(sources.photos)} photos, {len(sources.pairs)} pairs")
+    echo(_counts(sources))
     for line in sources.notes:
         echo(line)
     for line in sources.skipped:
@@ -341,6 +341,14 @@ class Passes:
         with torch.autocast(self._device, torch.bfloat16, enabled=self._bf16):
             out: Tensor = self._run(x)
         return out.float()
+
+
+def _counts(sources: Sources) -> str:
+    """How much there is to train on, for a person. Of what is streamed only the first window is known."""
+    found = (("raw", "raws", sources.frames), ("srgb", "photos", sources.photos), ("pairs", "pairs", sources.pairs))
+    return ", ".join(
+        f"{name} read on the way" if role in sources.streamed else f"{len(items)} {name}" for role, name, items in found
+    )
 
 
 def load_init(config: TrainConfig) -> dict[str, Tensor]:

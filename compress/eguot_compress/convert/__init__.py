@@ -102,7 +102,7 @@ def refuse_failed(results: Sequence[Converted]) -> None:
     """Raises GateError naming every result that fell short."""
     failed = [f"{r.format} {r.precision}: {r.problem}" for r in results if r.problem]
     if failed:
-        raise GateError("; ".join(failed) + "; not written")
+        raise GateError("; ".join(failed) + "; not written: allow a larger --max-drop-db, or convert a run of `qat`")
 
 
 def convert_each(

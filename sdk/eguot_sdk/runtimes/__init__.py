@@ -28,7 +28,10 @@ def runtime_factory(path: str | Path, *, delegate: str | Path | None = None) -> 
     """
     path = Path(path)
     if path.suffix.lower() not in RUNTIMES:
-        raise UsageError(f"{path.name}: an ISP file ends in {' or '.join(RUNTIMES)}, not in {path.suffix or 'nothing'}")
+        if (path / "config.json").is_file():
+            raise UsageError(f"{path.name}: a run folder; `eguot-sdk convert` makes an ISP file of it")
+        kinds = " or ".join(RUNTIMES)
+        raise UsageError(f"{path.name}: an ISP file that runs here ends in {kinds}, not in {path.suffix or 'nothing'}")
     return RUNTIMES[path.suffix.lower()](path, delegate)
 
 

@@ -243,7 +243,8 @@ def _open_shards(config: TrainConfig, sources: Sources, role: Role, read: Callab
     """Note a role's shards and read what their order begins with."""
     files = shard_files(str(getattr(config, role)), role)
     sizes = ((path.name, path.stat().st_size) for path in files)
-    sources.notes.append(f"{role}: first window of {len(files)} shards")
+    shards = "1 shard" if len(files) == 1 else f"{len(files)} shards"
+    sources.notes.append(f"{role}: {shards}, of which {config.window} samples at a time are in memory")
     return _stream(sources, role, partial(_shard_stream, files, role, config.seed), config.window, sizes, read)
 
 

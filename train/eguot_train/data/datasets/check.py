@@ -133,7 +133,7 @@ def _levels(dataset: Dataset, whole: Sequence[Item]) -> tuple[RawStatistics, lis
 
 
 def draw(path: Path, dataset: Dataset, items: Sequence[Item], statistics: RawStatistics) -> None:
-    """A JPEG: raws through a plain rendering, their pictures below, photos, and counts by plane with the levels."""
+    """A sheet: raws through a plain rendering, their pictures below, photos, and counts by plane with the levels."""
     from ...sheet import save_sheet
 
     rows: list[list[Picture]] = []
