@@ -81,7 +81,7 @@ def _light(tiff: Tiff, neutral: NDArray[np.float64]) -> tuple[NDArray[np.float64
     under known and different light are not there.
     """
     matrices = [_matrix(tiff, f"ColorMatrix{n}") for n in (1, 2)]
-    kelvin = [KELVIN.get(int(_number(tiff, f"CalibrationIlluminant{n}"))) for n in (1, 2)]
+    kelvin = [KELVIN.get(tiff.whole(f"CalibrationIlluminant{n}", -1)) for n in (1, 2)]
     one, two = matrices
     if one is None or two is None or kelvin[0] is None or kelvin[1] is None or kelvin[0] == kelvin[1]:
         return None
@@ -149,8 +149,3 @@ def _matrix(tiff: Tiff, name: str) -> Matrix | None:
         return None
     matrix = np.array(value, np.float64).reshape(3, 3)
     return matrix if np.isfinite(matrix).all() and np.abs(matrix).max() < 100 else None
-
-
-def _number(tiff: Tiff, name: str) -> float:
-    value = tiff.find(name)
-    return float(value[0]) if isinstance(value, tuple) and value else -1.0

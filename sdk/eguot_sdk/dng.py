@@ -77,22 +77,22 @@ def read_raw_tags(tiff: Tiff, *, levels: bool = True) -> RawTags:
         )
     black, white = _levels(ifd) if levels else (None, None)
     top, left, bottom, right = _active_area(ifd, height, width)
-    codes = ifd.numbers("OpcodeList2")
+    codes = ifd.wholes("OpcodeList2")
     return RawTags(
         origin=(top, left),
         cfa=cfa,
         black=black,
         white=white,
-        opcodes=bytes(int(v) for v in codes) if all(0 <= v < 256 for v in codes) else b"",
+        opcodes=bytes(codes) if all(0 <= v < 256 for v in codes) else b"",
         area=(bottom - top, right - left),
         whole=compression == 1 and stored is not None,
     )
 
 
 def _active_area(ifd: Ifd, height: int, width: int) -> tuple[int, int, int, int]:
-    area = ifd.numbers("ActiveArea")
+    area = ifd.wholes("ActiveArea")
     if len(area) == 4 and all(0 <= v < 1 << 20 for v in area) and area[0] < area[2] and area[1] < area[3]:
-        return int(area[0]), int(area[1]), int(area[2]), int(area[3])
+        return area[0], area[1], area[2], area[3]
     return 0, 0, height, width
 
 
@@ -137,10 +137,8 @@ def _check_samples(ifd: Ifd) -> int:
 
 
 def _cfa(ifd: Ifd) -> str:
-    dims = tuple(int(v) for v in ifd.numbers("CFARepeatPatternDim"))
-    colours = "".join(
-        COLOUR_LETTERS[int(v)] if 0 <= v < len(COLOUR_LETTERS) else "?" for v in ifd.numbers("CFAPattern")[:64]
-    )
+    dims = ifd.wholes("CFARepeatPatternDim")
+    colours = "".join(COLOUR_LETTERS[v] if 0 <= v < len(COLOUR_LETTERS) else "?" for v in ifd.wholes("CFAPattern")[:64])
     if dims == (6, 6):
         raise UnsupportedRaw(
             "a 6 x 6 colour filter array (X-Trans), not a Bayer mosaic: develop it with another program"
@@ -181,7 +179,7 @@ def _black(ifd: Ifd) -> tuple[float, float, float, float] | None:
     values = ifd.numbers("BlackLevel")
     if not values:
         return None
-    dims = [int(v) for v in ifd.numbers("BlackLevelRepeatDim")] or [1, 1]
+    dims = list(ifd.wholes("BlackLevelRepeatDim")) or [1, 1]
     if len(dims) != 2 or not all(1 <= d <= 64 for d in dims) or dims[0] * dims[1] > len(values):
         raise CorruptRaw(
             f"the tag BlackLevel has {len(values)} values for a pattern of {dims}: the file is damaged, copy it again"
@@ -200,16 +198,16 @@ def _black(ifd: Ifd) -> tuple[float, float, float, float] | None:
 def _check_place(ifd: Ifd, tiff: Tiff) -> int | None:
     """Bytes of pixel data by the tags, all inside the file; None where the tags do not say."""
     for kind in ("Strip", "Tile"):
-        offsets, counts = ifd.numbers(kind + "Offsets"), ifd.numbers(kind + "ByteCounts")
+        offsets, counts = ifd.wholes(kind + "Offsets"), ifd.wholes(kind + "ByteCounts")
         if not offsets or len(offsets) != len(counts):
             continue
-        end = max(int(o) + int(c) for o, c in zip(offsets, counts, strict=True))
+        end = max(o + c for o, c in zip(offsets, counts, strict=True))
         if end > tiff.file_bytes:
             raise CorruptRaw(
                 f"cut short: its pixel data ends at byte {end}, but the file has only {tiff.file_bytes}: "
                 "copy it again from the camera"
             )
-        return int(sum(counts))
+        return sum(counts)
     return None
 
 
@@ -237,12 +235,11 @@ def tag_matrix(tiff: Tiff) -> tuple[NDArray[np.float64], str] | None:
     names: tuple[Literal["1", "2"], ...] = ("2", "1")
     for number in names:
         value = tiff.find("ColorMatrix" + number)
-        light = tiff.find("CalibrationIlluminant" + number)
         if value is None or isinstance(value, str) or len(value) != 9:
             continue
         matrix = camera_matrix(np.array(value, np.float64).reshape(3, 3))
-        code = int(light[0]) if isinstance(light, tuple) and light else 0
         if matrix is not None:
+            code = tiff.whole("CalibrationIlluminant" + number, 0)
             rank = DAYLIGHT.index(code) if code in DAYLIGHT else len(DAYLIGHT)
             found.append((rank, matrix, "tag ColorMatrix" + number))
     return min(found, key=lambda item: item[0])[1:] if found else None

@@ -98,20 +98,14 @@ class Ifd:
         value = self.tags.get(name, ())
         return () if isinstance(value, str) else value
 
-    def number(self, name: str, default: float | None = None) -> float | None:
-        """The first value of a tag."""
+    def wholes(self, name: str) -> tuple[int, ...]:
+        """The values of a tag as whole numbers; empty where it is absent, text, or has one that is not finite."""
         values = self.numbers(name)
-        return values[0] if values else default
+        return tuple(map(int, values)) if all(abs(v) < 2**63 for v in values) else ()
 
     def whole(self, name: str, default: int) -> int:
-        """The first value of a tag as a whole number; `default` where it is absent or not finite."""
-        value = self.number(name)
-        return int(value) if value is not None and abs(value) < 2**63 else default
-
-    def text(self, name: str) -> str:
-        """A text tag, stripped; empty where it is absent or not text."""
-        value = self.tags.get(name, "")
-        return value if isinstance(value, str) else ""
+        """The first of `wholes`; `default` where there is none."""
+        return next(iter(self.wholes(name)), default)
 
 
 @dataclass(frozen=True)
@@ -131,6 +125,10 @@ class Tiff:
     def find(self, name: str) -> Value | None:
         """A tag from the first IFD that has it."""
         return next((ifd.tags[name] for ifd in self.ifds if name in ifd.tags), None)
+
+    def whole(self, name: str, default: int) -> int:
+        """`Ifd.whole` of the first IFD that has the tag."""
+        return next((ifd.whole(name, default) for ifd in self.ifds if name in ifd.tags), default)
 
     def raw_ifd(self) -> Ifd | None:
         """The IFD of the raw picture: the full-size CFA one, else the full-size linear or monochrome one of a DNG."""
@@ -185,7 +183,7 @@ class _Walk:
             yield ifd
             chain.append(following)
             for name in ("SubIFDs", "ExifIFD"):
-                children += [int(v) for v in ifd.numbers(name)[:MAX_IFDS]]
+                children += ifd.wholes(name)[:MAX_IFDS]
 
     def _ifd(self, offset: int) -> tuple[Ifd | None, int]:
         """The IFD at an offset and the offset of the following one (0: none)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import time
@@ -322,6 +323,23 @@ def test_a_dng_that_is_no_whole_bayer_mosaic_is_refused_by_name(
     with pytest.raises(error, match=words) as caught:
         read_raw(make_dng(counts, **changes))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "tag", [254, 256, 273, 279, 330, 33421, 33422, 34665, 34855, 50713, 50717, 50778, 50829, 51009]
+)
+def test_numbers_that_are_none_end_in_a_frame_or_an_error_of_ours(
+    make_dng: MakeDng, counts: Counts, tag: int, value: float
+) -> None:
+    lights = {
+        "t50778": (3, 17),
+        "t50779": (3, 21),
+        "t50722": (10, (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1)),
+    }
+    data = make_dng(counts, **{**lights, f"t{tag}": (11, (value,) * 4)})
+    with contextlib.suppress(RawError):
+        assert read_raw(data).cfa == "RGGB"
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.99])

@@ -48,7 +48,7 @@ def test_every_type_reads_as_written(make_tiff: MakeTiff, order: str) -> None:
     (ifd,) = read(data).ifds
     assert ifd.whole("ImageWidth", 0) == 640
     assert ifd.whole("ImageLength", 0) == 480
-    assert ifd.text("Make") == "Maker of cameras"
+    assert ifd.tags["Make"] == "Maker of cameras"
     assert ifd.numbers("CFAPattern") == (1, 0, 2, 1)
     assert ifd.numbers("ExposureTime") == (0.004,)
     assert ifd.numbers("BlackLevel") == (63.5, 64.5)
@@ -59,13 +59,23 @@ def test_every_type_reads_as_written(make_tiff: MakeTiff, order: str) -> None:
 
 def test_absent_and_wrong_kinds_have_defaults(make_tiff: MakeTiff) -> None:
     (ifd,) = read(make_tiff({271: (3, 7), 256: (2, b"wide\0"), 33434: (5, (0, 0))})).ifds
-    assert ifd.text("Make") == ""
-    assert ifd.text("Model") == ""
     assert ifd.numbers("ImageWidth") == ()
     assert ifd.whole("ImageWidth", 5) == 5
-    assert ifd.number("ImageLength") is None
+    assert ifd.wholes("ImageLength") == ()
     assert ifd.whole("ExposureTime", 3) == 3  # 0/0 is not a number
     assert tag_exif(Tiff((ifd,), 0, False)) == {}
+
+
+def test_whole_numbers_are_read_from_any_type_and_no_others(make_tiff: MakeTiff) -> None:
+    tiff = read(make_tiff({256: (11, (640.0, float("nan"))), 257: (12, (480.0,)), 258: (11, (float("inf"),))}))
+    assert [tiff.ifds[0].wholes(name) for name in ("ImageWidth", "ImageLength", "BitsPerSample")] == [(), (480,), ()]
+    assert (tiff.whole("ImageLength", 7), tiff.whole("ImageWidth", 7), tiff.whole("Compression", 7)) == (480, 7, 7)
+
+
+@pytest.mark.parametrize("tag", [330, 34665])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+def test_places_of_further_ifds_that_are_no_places_are_left_out(make_tiff: MakeTiff, tag: int, value: float) -> None:
+    assert len(read(make_tiff({256: (3, 640), tag: (11, (value,))})).ifds) == 1
 
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
