@@ -80,17 +80,19 @@ class Decoder:
             else:
                 problem = f"the decoder died of it (status {status})"
             raise CorruptRaw(f"{path}: {problem}: the file is damaged, or too large for this machine") from error
+        except EguotError:
+            raise
         except BaseException:
-            timer.cancel()
-            if not isinstance(sys.exc_info()[1], EguotError):
-                self._end()  # half an answer may be left in the pipe
+            self._end()  # half an answer may be left in the pipe
             raise
         finally:
             timer.cancel()
         return frame
 
     def close(self) -> None:
-        """End the process; closing twice is fine."""
+        """End the process, whatever it is doing; closing twice is fine, and so is closing from another thread."""
+        if self._process is not None:
+            self._process.kill()  # closing a pipe would wait for the thread that reads from it
         self._end()
 
     def __enter__(self) -> Decoder:
