@@ -90,7 +90,9 @@ def _changes(device: DeviceReport, old: ModelProfile, new: ModelProfile) -> Iter
         return Change(device.device, new.name, what, before, after, unit, verdict, noise)
 
     if device.machine.emulated is None:
-        pairs = [("tile", old.tile.latency, new.tile.latency)]
+        pairs = []
+        if _of_tile(old) == _of_tile(new):  # `ISP.load` sizes tiles by the memory that is free
+            pairs.append(("tile", old.tile.latency, new.tile.latency))
         if old.frame is not None and new.frame is not None:
             pairs.append(("frame", old.frame.latency, new.frame.latency))
         for what, a, b in pairs:
@@ -104,6 +106,10 @@ def _changes(device: DeviceReport, old: ModelProfile, new: ModelProfile) -> Iter
     if old.accuracy is not None and new.accuracy is not None:
         a_db, b_db = old.accuracy.psnr_db, new.accuracy.psnr_db
         yield change("PSNR", a_db, b_db, "dB", _verdict(b_db - a_db, QUALITY_DB, "better", "worse"))
+
+
+def _of_tile(model: ModelProfile) -> tuple[int, int, int]:
+    return model.tile.height_packed, model.tile.width_packed, model.tile.threads
 
 
 def _time_verdict(a: Latency, b: Latency, noise_pct: float) -> str:

@@ -9,10 +9,11 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from pathlib import Path
+
+from eguot_sdk.workers import core_count
 
 from .schema import Machine, to_dict
 
@@ -22,12 +23,12 @@ TOOLS = ("eguot-sdk", "numpy", "rawpy", "ai-edge-litert", "tflite-runtime")
 
 def this_machine() -> Machine:
     """System, processor, cores, memory, governor and tool versions."""
-    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in os.sysconf_names else 0
+    pages = os.sysconf("SC_PHYS_PAGES") if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()) else 0
     return Machine(
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         cpu=cpu_name(),
         soc=board_name(),
-        cores=usable_cores(),
+        cores=core_count(),
         memory_mb=round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6) if pages > 0 else None,
         governor=_text(SYS / "devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         python=platform.python_version(),
@@ -35,13 +36,6 @@ def this_machine() -> Machine:
         delegates=delegates(),
         emulated=emulator(),
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cpu_name() -> str:
@@ -170,8 +164,8 @@ def _cpuinfo(wanted: str) -> str | None:
     return None
 
 
-def memory_mb() -> tuple[float, float]:
-    """Resident size of this process now and at its highest, in 10^6 bytes."""
+def memory_mb() -> tuple[float | None, float | None]:
+    """Resident size of this process now and at its highest, in 10^6 bytes; None where the system does not tell."""
     # Not ru_maxrss first: on Linux a process inherits the peak of the one that started it, which may have held torch.
     found = {}
     for line in (_text(Path("/proc/self/status")) or "").splitlines():
@@ -180,6 +174,10 @@ def memory_mb() -> tuple[float, float]:
             found[key] = int(value.split()[0]) * 1024 / 1e6
     if len(found) == 2:
         return found["VmRSS"], found["VmHWM"]
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, None
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     return peak, peak

@@ -112,7 +112,11 @@ def _download(device: str, requirements: Sequence[str], python: str, platforms: 
             if done.returncode:
                 said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
                 raise EguotError(f"{device}: this machine's pip found no wheels for the board: {said[-1][:200]}")
-            made.rename(folder)
+            try:
+                made.rename(folder)
+            except OSError:
+                if not folder.is_dir():  # another run was quicker
+                    raise
     except OSError as error:
         raise EguotError(f"{folder.parent}: cannot keep wheels there ({error.strerror or error})") from error
 

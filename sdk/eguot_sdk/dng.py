@@ -8,6 +8,7 @@ Colours are the tags' numbers 0 = red, 1 = green, 2 = blue; positions are relati
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -47,10 +48,10 @@ class RawTags:
     """True where the pixel data is uncompressed and its full size lies inside the file."""
 
 
-def read_raw_tags(tiff: Tiff, *, levels: bool = True) -> RawTags:
+def read_raw_tags(tiff: Tiff, *, without: Collection[str] = ()) -> RawTags:
     """Check the tags and return what they promise. Raises UnsupportedRaw or CorruptRaw.
 
-    `levels` False: the tags of black and white are not looked at.
+    `without`: of `black` and `white`, those whose tags are not looked at.
     """
     ifd = tiff.raw_ifd()
     if ifd is None:
@@ -75,7 +76,7 @@ def read_raw_tags(tiff: Tiff, *, levels: bool = True) -> RawTags:
             f"the tags claim {width} x {height} pixels in {stored} bytes of pixel data, which cannot be: "
             "the pixels were stripped, get the original file"
         )
-    black, white = _levels(ifd) if levels else (None, None)
+    black, white = _levels(ifd, without)
     top, left, bottom, right = _active_area(ifd, height, width)
     codes = ifd.wholes("OpcodeList2")
     return RawTags(
@@ -160,12 +161,12 @@ def _cfa(ifd: Ifd) -> str:
     return colours
 
 
-def _levels(ifd: Ifd) -> tuple[tuple[float, float, float, float] | None, float | None]:
-    whites = ifd.numbers("WhiteLevel")
+def _levels(ifd: Ifd, without: Collection[str]) -> tuple[tuple[float, float, float, float] | None, float | None]:
+    whites = () if "white" in without else ifd.numbers("WhiteLevel")
     white = float(whites[0]) if whites else None
     if white is not None and not 0 < white < 2**20:
         raise CorruptRaw(f"the tag WhiteLevel is {white:g}: the file is damaged or badly made, get the original")
-    black = _black(ifd)
+    black = None if "black" in without else _black(ifd)
     if black is not None and white is not None and max(black) >= white:
         raise CorruptRaw(
             f"the tag BlackLevel is {max(black):g}, which is not below WhiteLevel {white:g}: "

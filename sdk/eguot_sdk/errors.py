@@ -16,6 +16,8 @@ Messages are one line: what was expected, what was found, what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class EguotError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command returns."""
@@ -56,6 +58,14 @@ class MissingDependency(EguotError):
         super().__init__(f"{needed_for} needs {package}, which is not installed: run `pip install {pip}`")
         self.package = package
         self.pip = pip
+        self._needed_for = needed_for
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it comes from processes and clusters, too
+        return _missing, (self.package, self._needed_for, self.pip)
+
+
+def _missing(package: str, needed_for: str, pip: str) -> MissingDependency:
+    return MissingDependency(package, needed_for=needed_for, pip=pip)
 
 
 class OutputError(EguotError):

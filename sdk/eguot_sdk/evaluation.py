@@ -16,7 +16,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -36,7 +35,7 @@ from .pairs import PairLike
 from .progress import progress_bar
 from .raw import RawFrame
 from .registration import register
-from .workers import map_processes
+from .workers import core_count, map_processes
 
 Protocol = Literal["plain", "aligned", "ntire26"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
@@ -149,7 +148,7 @@ def evaluate(
     """
     if not pairs:
         raise UsageError("no pairs to evaluate on")
-    workers = os.cpu_count() or 1
+    workers = core_count()
     score = partial(score_image, protocol=protocol, perceptual=perceptual)
     results = _Results()
     with ThreadPoolExecutor(workers) as pool:
@@ -237,7 +236,7 @@ def _score_there(pair: PairLike) -> Scored | EguotError:
     except UsageError:
         raise
     except EguotError as error:
-        return EguotError(str(error))  # not every error of ours can be sent between processes
+        return error
 
 
 def _with_summaries(score: Score, name: str, picture: Picture, truth: Picture) -> Scored:

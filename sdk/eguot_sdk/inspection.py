@@ -13,6 +13,7 @@ import numpy as np
 from .errors import RawError
 from .ingest import balanced_gains, color_matrix
 from .ispfile import describe
+from .output import square_size
 from .protofile import describe_mlpackage, describe_onnx
 from .raw import RawFrame, read_raw
 
@@ -46,11 +47,7 @@ def raw_facts(frame: RawFrame) -> dict[str, Any]:
     """Every value of a raw that the ISP will use: {"value", "from"} each, with counts and warnings."""
     gains, gains_origin = balanced_gains(frame)
     matrix, matrix_origin = color_matrix(frame)
-    height, width = frame.height, frame.width
-    if frame.pixel_aspect > 1:
-        width = int(width * frame.pixel_aspect + 0.5)
-    elif frame.pixel_aspect < 1:
-        height = int(height / frame.pixel_aspect + 0.5)
+    height, width = square_size(frame.height, frame.width, frame.pixel_aspect)
     if frame.orientation >= 5:
         height, width = width, height
     origin = frame.origins.get

@@ -8,7 +8,6 @@ bit for bit for integer ISPs, within rounding for float ones. Writing files is `
 from __future__ import annotations
 
 import math
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from .runtimes.fake import FakeRuntime, fake_spec
 from .shading import LensShading, shaded
 from .spec import IspSpec, TensorSpec
 from .tiling import TileSide, Tiling, auto_tile, plan, tile_side
+from .workers import core_count
 
 DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 MAX_EXPOSURE_EV = 16.0
@@ -393,9 +393,7 @@ def _frame_of(source: Source, like: RawFrame | None, overrides: Overrides) -> Ra
 
 def _thread_count(threads: int | None) -> int:
     if threads is None:
-        if hasattr(os, "sched_getaffinity"):
-            return len(os.sched_getaffinity(0))
-        return os.cpu_count() or 1
+        return core_count()
     if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
         raise UsageError(f"threads must be a whole number from 1 to {MAX_THREADS}, not {threads!r}")
     return threads

@@ -29,6 +29,8 @@ SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff
 MAX_JPEG_SIDE = 65500
 PNG_BAND_ROWS = 64
 JPEG_BAND_PIXELS = 1 << 20
+SQUARE_ENOUGH = 0.005
+"""Pixels whose aspect is so near to 1 are left as they are: LibRaw's own threshold."""
 
 LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
 
@@ -75,7 +77,7 @@ def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, qua
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes `path` when the block ends well and vanishes when it does not. Raises OutputError."""
-    beside = path.with_name(f".{path.name[:100]}.{os.getpid()}-{secrets.token_hex(6)}.part")
+    beside = path.with_name(f".{_start_of_name(path)}.{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         try:
             with beside.open("xb") as file:
@@ -90,6 +92,11 @@ def written_beside(path: Path) -> Iterator[IO[bytes]]:
         # NumPy writes by itself and says only how much it got rid of.
         reason = error.strerror or "not all of it: the disk may be full"
         raise OutputError(f"{path}: cannot be written ({reason})") from error
+
+
+def _start_of_name(path: Path) -> str:
+    """So much of a file's name that a name made from it has less than the 255 bytes that file systems allow."""
+    return path.name.encode(errors="surrogateescape")[:100].decode(errors="ignore")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -111,7 +118,7 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
     """Delete what `written_beside` left of these paths in processes that were killed; what cannot be deleted stays."""
     names: dict[Path, set[str]] = {}
     for path in paths:
-        names.setdefault(path.parent, set()).add(path.name[:100])
+        names.setdefault(path.parent, set()).add(_start_of_name(path))
     for folder, expected in names.items():
         for part in folder.glob(".*.part"):
             found = LEFTOVER.fullmatch(part.name)
@@ -121,6 +128,8 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 
 def _runs(process: int) -> bool:
+    if os.name != "posix":  # there os.kill(.., 0) sends Ctrl-C, and a file that is open cannot be deleted anyway
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -133,13 +142,13 @@ def _runs(process: int) -> bool:
 def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:
     """Resample [H, W, 3] whose pixels are `pixel_aspect` times as wide as high to square ones, as LibRaw does.
 
-    The finer axis is stretched, linearly; sizes round as LibRaw's do (Kodak DC120: 848 x 976 -> 1301 x 976).
+    The finer axis is stretched, linearly.
     """
-    if abs(pixel_aspect - 1.0) < 0.005:  # LibRaw's own threshold
+    if abs(pixel_aspect - 1.0) < SQUARE_ENOUGH:
         return rgb
     axis, factor = (1, pixel_aspect) if pixel_aspect > 1 else (0, 1 / pixel_aspect)
     size = rgb.shape[axis]
-    place = np.arange(int(size * factor + 0.5)) / factor
+    place = np.arange(square_size(rgb.shape[0], rgb.shape[1], pixel_aspect)[axis]) / factor
     low = np.minimum(place.astype(np.intp), size - 1)
     high = np.minimum(low + 1, size - 1)
     weight = (place - low).astype(np.float32)
@@ -148,6 +157,15 @@ def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:
     mixed = below + (above.astype(np.float32) - below) * weight
     square: Picture = np.floor(mixed + 0.5).astype(rgb.dtype)
     return square
+
+
+def square_size(height: int, width: int, pixel_aspect: float) -> tuple[int, int]:
+    """Height and width of what `to_square_pixels` makes; they round as LibRaw's do (Kodak DC120: 848 to 1301)."""
+    if abs(pixel_aspect - 1.0) < SQUARE_ENOUGH:
+        return height, width
+    if pixel_aspect > 1:
+        return height, int(width * pixel_aspect + 0.5)
+    return int(height * (1 / pixel_aspect) + 0.5), width
 
 
 def upright(rgb: Picture, orientation: int) -> Picture:

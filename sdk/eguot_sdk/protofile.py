@@ -1,7 +1,7 @@
 """What `inspect` shows of .onnx files and .mlpackage folders, read without their packages.
 
 Both are Protocol Buffers. Files are untrusted: the small reader below checks every length against its enclosing
-message, bounds depth and counts by construction (it only descends into the fields named here), and skips the rest.
+message, only descends into the fields named here, so that depth is bounded, and looks at so many fields of a file.
 Field numbers are those of onnx.proto and of Core ML's Model.proto and MIL.proto.
 """
 
@@ -21,7 +21,7 @@ from .spec import IspSpec
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_RANK = 16
 MAX_FIELDS = 1 << 20
-"""Most fields of one message that are looked at."""
+"""Most fields, and numbers in packed fields, of one file that are looked at: seconds."""
 ONNX_TYPES = {1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 10: "float16",
               11: "float64", 12: "uint32", 13: "uint64", 16: "bfloat16"}  # fmt: skip
 ONNX_SIZES = {"float32": 4, "uint8": 1, "int8": 1, "uint16": 2, "int16": 2, "int32": 4, "int64": 8, "float16": 2,
@@ -151,15 +151,16 @@ def _core_ml_port(port: _Message) -> dict[str, Any]:
     if array is None:
         return {"name": port.text(1), "shape": [], "dtype": "unknown"}
     dtype = CORE_ML_TYPES.get(array.number(2), f"type {array.number(2)}")
-    return {"name": port.text(1), "shape": array.numbers(1), "dtype": dtype}
+    return {"name": port.text(1), "shape": array.numbers(1)[:MAX_RANK], "dtype": dtype}
 
 
 class _Message:
-    """A Protocol Buffers message in untrusted bytes."""
+    """A Protocol Buffers message in untrusted bytes. Messages inside it draw on its budget of fields."""
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, budget: _Budget | None = None) -> None:
+        self._budget = budget or _Budget()
         self._fields: dict[int, list[Value]] = {}
-        for number, value in _fields(data):
+        for number, value in _fields(data, self._budget):
             self._fields.setdefault(number, []).append(value)
 
     def number(self, field: int) -> int:
@@ -175,6 +176,7 @@ class _Message:
             else:
                 at = 0
                 while at < len(value):
+                    self._budget.take()
                     number, at = _varint(value, at)
                     found.append(number)
         return found
@@ -189,7 +191,7 @@ class _Message:
 
     def messages(self, field: int) -> Iterator[_Message]:
         """The messages of a repeated field."""
-        return (_Message(v) for v in self._fields.get(field, []) if isinstance(v, memoryview))
+        return (_Message(v, self._budget) for v in self._fields.get(field, []) if isinstance(v, memoryview))
 
     def message(self, field: int) -> _Message | None:
         """The first message of a field."""
@@ -200,13 +202,26 @@ class _Message:
         return (value for entry in self.messages(field) if (value := entry.message(2)) is not None)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
-    at, seen = 0, 0
+class _Budget:
+    """How many more fields of a file are looked at."""
+
+    def __init__(self) -> None:
+        self._left = MAX_FIELDS
+
+    def take(self) -> None:
+        """Count one field. Raises IspFileError where there were too many."""
+        self._left -= 1
+        if self._left < 0:
+            raise IspFileError(f"more than {MAX_FIELDS} fields make no sense")
+
+
+def _fields(data: memoryview, budget: _Budget) -> Iterator[tuple[int, Value]]:
+    at = 0
     while at < len(data):
         key, at = _varint(data, at)
         number, kind = key >> 3, key & 7
-        seen += 1
-        if number == 0 or seen > MAX_FIELDS:
+        budget.take()
+        if number == 0:
             raise IspFileError(DAMAGED)
         if kind == 0:
             value, at = _varint(data, at)

@@ -227,8 +227,10 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, overrides: Ov
     tiff = read_tiff(stream)
     if tiff is not None and not any(ifd.tags for ifd in tiff.ifds):
         raise CorruptRaw("a TIFF header without a picture: it is cut short, copy it again from the camera")
-    levels_given = overrides.black is not None and overrides.white is not None
-    tags = read_raw_tags(tiff, levels=not levels_given) if tiff else RawTags()
+    levels: dict[str, Any] = {
+        name: value for name in ("black", "white") if (value := getattr(overrides, name)) is not None
+    }
+    tags = read_raw_tags(tiff, without=levels) if tiff else RawTags()
     try:
         picture = libraw.decode(decodable, file_bytes=file_bytes, max_pixels=MAX_PIXELS, copy=copy)
     except RawError as error:
@@ -237,17 +239,21 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, overrides: Ov
         raise
     if overrides.cfa is not None:
         tags, picture = dataclasses.replace(tags, cfa=None), dataclasses.replace(picture, cfa=overrides.cfa)
-    if levels_given:  # before the frame is made, for those of the file may be such that it cannot be
-        assert overrides.black is not None
-        assert overrides.white is not None
-        picture = dataclasses.replace(picture, black=overrides.black, white=overrides.white)
+    # Before the frame is made, for the levels of the file may be such that it cannot be.
+    picture = dataclasses.replace(picture, **levels)
     _compare(picture, tags)
     if not tags.whole:
         _check_filled(picture)
     exif = tag_exif(tiff) if tiff else read_ciff(stream)
     if tiff is None or not tiff.is_dng:
         exif = picture.exif | exif
-    return overrides.apply(_frame(picture, tags, tiff, exif, name, levels_given=levels_given))
+    try:
+        frame = _frame(picture, tags, tiff, exif, name)
+    except RawError as error:
+        if levels:
+            raise
+        raise CorruptRaw(f"{error}; the file is damaged, get the original") from error
+    return overrides.apply(frame)
 
 
 def _kind(head: bytes) -> str | None:
@@ -319,10 +325,7 @@ def _frame(
     tiff: Tiff | None,
     exif: Mapping[str, str | int | float],
     name: str,
-    *,
-    levels_given: bool,
 ) -> RawFrame:
-    """`levels_given`: levels that make no sense are the caller's, not the file's."""
     origins = {"mosaic": "LibRaw", "cfa": "LibRaw", "black": "LibRaw", "white": picture.white_origin}
     origins |= {"orientation": "LibRaw", "pixel_aspect": "LibRaw"}
     black, white = picture.black, picture.white
@@ -337,25 +340,20 @@ def _frame(
     balance, origins["white_balance"] = _balance(picture, tiff)
     matrix, origins["matrix"] = _matrix(picture, tiff, balance)
     gain_maps, origins["gain_maps"] = _gain_maps(picture, tags)
-    try:
-        return RawFrame(
-            mosaic=picture.mosaic,
-            cfa=picture.cfa,
-            black=black,
-            white=white,
-            white_balance=balance,
-            matrix=matrix,
-            gain_maps=gain_maps,
-            orientation=picture.orientation,
-            pixel_aspect=picture.pixel_aspect,
-            exif=exif,
-            source=name,
-            origins=origins,
-        )
-    except RawError as error:
-        if levels_given:
-            raise
-        raise CorruptRaw(f"{error}; the file is damaged, get the original") from error
+    return RawFrame(
+        mosaic=picture.mosaic,
+        cfa=picture.cfa,
+        black=black,
+        white=white,
+        white_balance=balance,
+        matrix=matrix,
+        gain_maps=gain_maps,
+        orientation=picture.orientation,
+        pixel_aspect=picture.pixel_aspect,
+        exif=exif,
+        source=name,
+        origins=origins,
+    )
 
 
 def _by_plane(cell: Sequence[float], cfa: str) -> Four:

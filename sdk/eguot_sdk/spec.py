@@ -19,6 +19,8 @@ from .errors import IspFileError
 
 SPEC_VERSION = 1
 MAX_SPEC_BYTES = 256 * 1024
+MAX_DEPTH = 32
+"""Levels of lists and objects inside one another; Python's own limit ends programs that read them."""
 PLANES = ("R", "Gr", "Gb", "B")
 
 ColorInput = Literal["camera", "srgb"]
@@ -138,6 +140,7 @@ class IspSpec:
             data = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise IspFileError(f"spec: not valid JSON ({error})") from error
+        _check_values(data)
         fields = _strict(cls, data, "spec")
         for key in ("input", "output"):
             fields[key] = TensorSpec(**_strict(TensorSpec, fields.get(key), f"spec.{key}"))
@@ -193,9 +196,17 @@ def _strict(cls: type, data: object, where: str) -> dict[str, Any]:
                 raise IspFileError(f"{where}: {name} must be {f.type}, not {value!r:.80}")
             if str(f.type).startswith("tuple[Mapping") and not all(isinstance(v, dict) for v in value):
                 raise IspFileError(f"{where}: {name} must be a list of objects")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise IspFileError(f"{where}: {name} must be finite")
     return dict(data)
+
+
+def _check_values(value: object, depth: int = 0) -> None:
+    """Refuse numbers that are none, which JSON does not have but Python reads, and what is nested too deeply."""
+    if depth > MAX_DEPTH:
+        raise IspFileError(f"spec: lists and objects lie in one another more than {MAX_DEPTH} deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise IspFileError(f"spec: {value} is no number of JSON")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_values(item, depth + 1)
 
 
 def _one_of(key: str, value: object, allowed: tuple[object, ...]) -> None:

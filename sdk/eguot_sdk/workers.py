@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from .errors import EguotError, MissingDependency
@@ -36,6 +35,9 @@ def map_processes(
 
     `initializer(*arguments)` runs once in each. An error of the function is raised here, and the rest is dropped.
     """
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
     count = workers or core_count()
     # spawn: the caller may hold threads of torch or of a runtime, which a fork would not survive.
     with ProcessPoolExecutor(count, get_context("spawn"), initializer, arguments) as pool:

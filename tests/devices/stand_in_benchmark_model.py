@@ -22,8 +22,8 @@ print(f"INFO: Loaded model {flags['graph']}")
 print("VERBOSE: Replacing 3 out of 4 node(s) with delegate (TfLiteXNNPackDelegate) node, yielding 2 partitions.")
 dtype = entry["dtype"]
 if "input_layer_value_files" in flags:
-    given, _, path = flags["input_layer_value_files"].partition(":")
-    assert given == name
+    given, _, path = flags["input_layer_value_files"].rpartition(":")
+    assert given.replace("::", ":") == name  # a colon of the name is written twice
     values = np.fromfile(path, dtype).reshape(shape)
 else:
     values = np.zeros(shape, dtype)

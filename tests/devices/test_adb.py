@@ -9,7 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from fake_adbd import FakeAdbd
 from samples import job
@@ -17,8 +19,9 @@ from samples import job
 from eguot_devices.listing import as_text, look
 from eguot_devices.profile import Asked, profile
 from eguot_devices.targets import open_target
-from eguot_devices.targets.adb import list_phones, parse_benchmark, parse_op_times
+from eguot_devices.targets.adb import AdbTarget, list_phones, parse_benchmark, parse_op_times
 from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.ispfile import embed_spec, pack_model, read_spec, unpack_model
 
 TOOL = Path(__file__).with_name("stand_in_benchmark_model.py")
 PROGRAMS = {
@@ -86,6 +89,31 @@ def test_operator_times_are_those_of_the_run_order() -> None:
 def test_the_tool_is_asked_for() -> None:
     with pytest.raises(UsageError, match="--benchmark-model"):
         open_target("adb").open(lambda words: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "core"),
+    [({}, 256), ({"tile": 300, "multiple": 20, "halo": 20}, 240), ({"tile": 512, "fixed_tile": True}, 512)],
+)
+def test_the_tool_is_given_a_size_and_a_name_that_it_takes(
+    changes: dict[str, Any], core: int, shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = unpack_model((shipped / "tiny.w8a8.tflite").read_bytes())
+    graph = model.subgraphs[0]
+    graph.tensors[graph.inputs[0]].name = "raw:0"  # as TensorFlow names tensors
+    spec = read_spec(shipped / "tiny.w8a8.tflite").replace(**{"tile": 256, **changes})
+    (tmp_path / "x.tflite").write_bytes(embed_spec(pack_model(model), spec))
+    np.save(tmp_path / "golden.npy", np.zeros((1, 32, 32, 4), np.int8))
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(AdbTarget, "_push", lambda *_: None)
+    monkeypatch.setattr(AdbTarget, "_adb", lambda *_, **__: (_ for _ in ()).throw(EguotError("no phone")))
+    monkeypatch.setattr(AdbTarget, "_benchmark", lambda self, end, *flags: asked.append(flags) or LOG)
+    given = job(tmp_path / "x.tflite", tmp_path, golden=str(tmp_path / "golden.npy"))
+    found = AdbTarget("adb").measure(given, lambda words: None)
+    assert found.tile.height_packed == core + 2 * spec.halo
+    assert f"--input_layer_shape=1,{core + 2 * spec.halo},{core + 2 * spec.halo},4" in asked[0]
+    assert all("--input_layer=raw:0" in flags for flags in asked)
+    assert "--input_layer_value_files=raw::0:/golden.bin" in asked[2]
 
 
 @pytest.fixture

@@ -52,6 +52,13 @@ def test_the_same_report_has_no_change(report: Report) -> None:
     assert comparison_lines(changes) == ["3 of 3 numbers are the same within noise"]
 
 
+def test_tiles_of_different_sizes_are_not_compared(report: Report) -> None:
+    (model,) = changed(report, ms=9.0).devices[0].models
+    larger = with_models(report, dataclasses.replace(model, tile=dataclasses.replace(model.tile, height_packed=900)))
+    assert verdicts(report, changed(report, ms=9.0))["tile"] == "slower"
+    assert "tile" not in verdicts(report, larger)
+
+
 @pytest.mark.parametrize(
     ("after", "half_width", "noise", "verdict"),
     [

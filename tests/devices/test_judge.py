@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from samples import job
 
-from eguot_devices.judge import Golden, accuracy, make_golden, parity
+from eguot_devices.judge import MAX_GOLDEN_BYTES, Golden, _golden_beside, accuracy, make_golden, parity
 from eguot_devices.measure import GOLDEN_OUTPUT, golden_output
 from eguot_sdk.errors import EguotError
 from eguot_sdk.evaluation import evaluate
@@ -39,6 +41,22 @@ def test_a_golden_pair_of_another_file_is_not_used(tmp_path: Path) -> None:
     assert difference.max() <= 6
 
 
+def test_a_golden_pair_that_claims_or_unpacks_to_too_much_is_not_used(tmp_path: Path) -> None:
+    model = tmp_path / "x.w8a8.tflite"
+    shutil.copy(DEFAULT_ISP, model)
+    header = io.BytesIO()
+    shape = (1, 1 << 30, 1 << 20, 4)
+    np.lib.format.write_array_header_1_0(header, {"descr": "|i1", "fortran_order": False, "shape": shape})
+    for size in (100, MAX_GOLDEN_BYTES + 1):
+        with zipfile.ZipFile(model.with_suffix(".golden.npz"), "w", zipfile.ZIP_DEFLATED) as archive:
+            with archive.open("input.npy", "w") as member:
+                member.write(header.getvalue())
+                for start in range(0, size, 1 << 20):
+                    member.write(bytes(min(1 << 20, size - start)))
+            archive.writestr("output.npy", header.getvalue())
+        assert _golden_beside(model, read_spec(model)) is None
+
+
 def test_a_file_that_does_not_run_has_no_golden_pair(tmp_path: Path) -> None:
     (tmp_path / "noise.tflite").write_bytes(bytes(1000))
     with pytest.raises(EguotError, match=r"noise\.tflite"):
@@ -62,6 +80,14 @@ def test_parity_is_counted_in_steps_of_an_8_bit_picture(shipped: Path, tmp_path:
     same = parity(golden, tmp_path, spec)
     assert same is not None
     assert (same.max_levels, same.psnr_db) == (0.0, 100.0)
+
+
+def test_an_output_that_is_no_number_is_told(shipped: Path, tmp_path: Path) -> None:
+    spec = read_spec(shipped / "tiny.fp32.tflite")
+    golden = Golden(input_path=tmp_path, output=np.zeros((1, 4, 4, 3), np.float32), reference="here")
+    np.save(tmp_path / GOLDEN_OUTPUT, np.full((1, 4, 4, 3), np.nan, np.float32))
+    with pytest.raises(EguotError, match="no numbers"):
+        parity(golden, tmp_path, spec)
 
 
 def test_an_output_of_another_shape_is_told_and_none_is_no_parity(shipped: Path, tmp_path: Path) -> None:

@@ -20,18 +20,24 @@ from eguot_devices.machine import (
     memory_mb,
     temperature_c,
     this_machine,
-    usable_cores,
 )
+from eguot_sdk.workers import core_count
 
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
 
 def test_facts_of_this_machine() -> None:
     facts = this_machine()
-    assert facts.cores == usable_cores() <= (os.cpu_count() or 1)
+    assert facts.cores == core_count() <= (os.cpu_count() or 1)
     assert facts.python == platform.python_version()
     assert facts.packages["numpy"] == np.__version__
     assert platform.node() not in str(facts) or not platform.node()
+
+
+def test_a_system_without_proc_and_resource_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eguot_devices.machine._text", lambda path: None)
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert memory_mb() == (None, None)
 
 
 HOLDS = """

@@ -22,7 +22,7 @@ from eguot_devices.profile import Asked, profile
 from eguot_devices.report import to_table
 from eguot_devices.schema import DeviceReport, Report
 from eguot_devices.targets import open_target
-from eguot_devices.targets.ssh import SshTarget
+from eguot_devices.targets.ssh import BOOT, SshTarget, _Link
 from eguot_sdk.errors import EguotError
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
@@ -38,6 +38,21 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
     folder = tmp_path_factory.mktemp("ssh") / "native"
     with ssh_board(folder, ["env", f"TMPDIR={folder}/tmp", "/bin/sh"]) as board:
         yield board
+
+
+def test_a_worker_that_cannot_be_started_is_told_at_once() -> None:
+    """The agent at the end of a pipe instead of ssh."""
+    link = _Link("ssh://b", [sys.executable, "-u", "-c", BOOT], None)
+    try:
+        link.hello("python3")
+        link.call({"op": "folder"})
+        start = time.monotonic()
+        with pytest.raises(EguotError, match="ssh://b: argument list too long on the board"):
+            link.work({}, lambda words: None, None, module="x" * (1 << 22))
+        assert time.monotonic() - start < 30
+        assert link.call({"op": "clear", "path": "job"})["ok"]
+    finally:
+        link.close()
 
 
 @pytest.fixture

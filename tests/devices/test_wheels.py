@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,3 +93,15 @@ def test_wheels_are_fetched_once_and_a_failure_leaves_nothing(tmp_path: Path, mo
     (first,) = wheels.dependency_wheels("ssh://b", **BOARD, installed={})  # type: ignore[arg-type]
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "empty"))
     assert wheels.dependency_wheels("ssh://b", **BOARD, installed={}) == [first]  # type: ignore[arg-type]
+
+    first.parent.rename(tmp_path / "fetched")
+
+    def beside_another(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        """Another run ends first."""
+        for folder in (first.parent, command[command.index("--dest") + 1]):
+            shutil.copytree(tmp_path / "fetched", folder)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", beside_another)
+    assert wheels.dependency_wheels("ssh://b", **BOARD, installed={}) == [first]  # type: ignore[arg-type]
+    assert list(wheels.cache_folder().iterdir()) == [first.parent]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import os
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +24,13 @@ from PIL import Image
 from eguot_sdk import cli, decoding, develop
 from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, GateError, UsageError
+from eguot_sdk.inspection import raw_facts
 from eguot_sdk.isp import ISP
 from eguot_sdk.output import write_image
+from eguot_sdk.raw import RawFrame
 
 SDK = Path(cli.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MakeDng = Callable[..., bytes]
 
 
@@ -93,9 +98,28 @@ def test_levels_and_phase_can_be_given(make_dng: MakeDng, counts: Any, tmp_path:
     raw.write_bytes(make_dng(counts, cfa="BGGR"))
     wrong.write_bytes(make_dng(counts, cfa="RGGB", t50714=(3, (5000,) * 4)))
     assert run("process", wrong, "-o", tmp_path / "x.png").exit_code == 1
+    bright = run("process", wrong, "-o", tmp_path / "x.png", "--black-level", "4095")
+    assert bright.exit_code == 1
+    assert "white level must lie above black" in bright.stderr
+    assert "damaged" not in bright.stderr
     given = ("--black-level", "64", "--white-level", "4095,4095,4095,4095", "--cfa", "BGGR")
     assert run("process", wrong, "-o", tmp_path / "x.png", *given).exit_code == 0
     assert run("process", raw, "-o", tmp_path / "y.png").exit_code == 0
+    np.testing.assert_array_equal(Image.open(tmp_path / "x.png"), Image.open(tmp_path / "y.png"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "given"),
+    [({"t50714": (3, (5000,) * 4)}, ("--black-level", "64")), ({"t50717": (4, 50)}, ("--white-level", "4095"))],
+)
+def test_one_level_can_be_given_where_the_file_has_it_wrong(
+    wrong: dict[str, Any], given: tuple[str, str], make_dng: MakeDng, counts: Any, tmp_path: Path, fake_isp: Any
+) -> None:
+    (tmp_path / "a.dng").write_bytes(make_dng(counts))
+    (tmp_path / "b.dng").write_bytes(make_dng(counts, **wrong))
+    assert run("process", tmp_path / "b.dng", "-o", tmp_path / "x.png").exit_code == 1
+    assert run("process", tmp_path / "b.dng", "-o", tmp_path / "x.png", *given).exit_code == 0
+    assert run("process", tmp_path / "a.dng", "-o", tmp_path / "y.png").exit_code == 0
     np.testing.assert_array_equal(Image.open(tmp_path / "x.png"), Image.open(tmp_path / "y.png"))
 
 
@@ -426,6 +450,12 @@ def test_inspect_says_the_size_of_the_picture(make_dng: MakeDng, counts: NDArray
     (tmp_path / "a.dng").write_bytes(make_dng(counts, t274=(3, 8)))
     facts = json.loads(run("inspect", tmp_path / "a.dng", "--json").stdout)
     assert (facts["picture_width"], facts["picture_height"]) == (32, 48)
+    frame = RawFrame.from_array(np.tile(counts, (3, 3)), cfa="RGGB", black=64, white=4095, orientation=6)
+    for aspect in (0.5, 0.9, 0.996, 1.0, 1.004, 1.006, 4 / 3):
+        facts = raw_facts(dataclasses.replace(frame, pixel_aspect=aspect))
+        with ISP.fake() as isp:
+            height, width, _ = isp.process(dataclasses.replace(frame, pixel_aspect=aspect)).shape
+        assert (facts["picture_height"], facts["picture_width"]) == (height, width)
 
 
 def test_inspect_of_what_is_neither_is_one_line(tmp_path: Path) -> None:
@@ -473,16 +503,8 @@ def test_doctor_tries_what_it_reports(fake_isp: Any) -> None:
     assert facts["packages"]["tflite-runtime"] is None or isinstance(facts["packages"]["tflite-runtime"], str)
     assert [c["name"] for c in facts["checks"]] == ["read a raw", "write pictures", "run the default ISP"]
     assert all(c["ok"] for c in facts["checks"])
-    assert [e["name"] for e in facts["extras"]] == [
-        "train",
-        "convert",
-        "coreml",
-        "onnx",
-        "tensorflow",
-        "cluster",
-        "devices",
-        "dev",
-    ]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert [e["name"] for e in facts["extras"]] == list(project["optional-dependencies"])
     text = run("doctor").stdout
     assert "yes  read a raw: rawpy" in text
 

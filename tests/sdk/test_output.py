@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from eguot_sdk import output
 from eguot_sdk.errors import OutputError, UsageError
-from eguot_sdk.output import lying, to_square_pixels, upright, write_image
+from eguot_sdk.output import lying, remove_leftovers, to_square_pixels, upright, write_image, written_beside
 
 EXIF: dict[str, str | int | float] = {
     "Make": "Càmera",
@@ -249,6 +249,28 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(
         write_image(path, picture16 if "16" in name else picture8)
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of other systems have their own limits")
+def test_the_longest_names_are_written_and_their_leftovers_found(tmp_path: Path, picture8: NDArray[np.uint8]) -> None:
+    path = tmp_path / ("\u6f22" * 83 + ".png")  # 253 bytes of the 255 that a name may have
+    write_image(path, picture8)
+    with written_beside(path) as file:
+        (part,) = tmp_path.glob(".*.part")
+        part.with_name(part.name.replace(f".{os.getpid()}-", ".999999999-")).touch()  # no such process
+        file.write(b"picture")
+    remove_leftovers([tmp_path / "other.png"])
+    assert len(list(tmp_path.iterdir())) == 2
+    remove_leftovers([path])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_on_windows_no_signal_is_sent_to_see_whether_a_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "kill", lambda *_: pytest.fail("os.kill(.., 0) is Ctrl-C there"))
+    with monkeypatch.context() as windows:
+        windows.setattr(os, "name", "nt")
+        runs = output._runs(os.getpid())
+    assert not runs
 
 
 @pytest.mark.skipif(os.name != "posix", reason="folders are synced on POSIX")

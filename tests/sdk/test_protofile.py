@@ -116,6 +116,14 @@ def test_damage_is_one_line_or_a_description(data: st.DataObject, tmp_path_facto
     assert "\n" not in outcome
 
 
+@pytest.mark.parametrize("inside", [field(1, b"\1" * 10_000_000), b"\x08\1" * 5_000_000])
+def test_endless_lists_are_not_read_to_the_end(tmp_path: Path, inside: bytes) -> None:
+    """Of numbers in one packed field, and of fields, in one message of many."""
+    (tmp_path / "a.onnx").write_bytes(field(1, 10) + field(7, field(5, inside)))
+    with pytest.raises(IspFileError, match="more than 1048576 fields"):
+        describe_onnx(tmp_path / "a.onnx")
+
+
 def test_what_is_no_onnx_file(tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     for content in (b"", b"PK\x03\x04" * 50, b"\xff" * 300):

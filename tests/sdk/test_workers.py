@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,12 @@ def test_processes_keep_the_order_and_bound_what_is_in_flight() -> None:
 def test_an_error_in_a_process_is_raised_here() -> None:
     with pytest.raises(UsageError, match="no negative"):
         list(workers.map_processes(square, [1, -1, 2], workers=2))
+
+
+def test_a_missing_package_is_said_across_processes() -> None:
+    error = MissingDependency("LiteRT", needed_for="running a TFLite file", pip="ai-edge-litert")
+    there = pickle.loads(pickle.dumps(error))
+    assert (str(there), there.package, there.pip) == (str(error), "LiteRT", "ai-edge-litert")
 
 
 def test_without_dask_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

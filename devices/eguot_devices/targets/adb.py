@@ -29,6 +29,8 @@ from ..timing import MIN_PERCENTILE_RUNS
 from .base import Target
 
 CALL_S = 60.0
+MAX_CORE = 256
+"""Side of the tile that is timed, in packed pixels, unless the file takes another one only."""
 FOLDER = "/data/local/tmp"
 ShellCall = Callable[..., str]
 NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
@@ -77,7 +79,8 @@ class AdbTarget(Target):
         on_progress("sending files")
         self._push(path, "model.tflite")
         entry = describe(path)["input"][0]["name"]
-        side = min(spec.tile, 256) + 2 * spec.halo
+        core = spec.tile if spec.fixed_tile else min(spec.tile, MAX_CORE // spec.multiple * spec.multiple)
+        side = core + 2 * spec.halo
         seconds = TILE_SECONDS if job.budget_s is None else min(TILE_SECONDS, job.budget_s / 4)
         timing = [f"--min_secs={seconds:g}", f"--max_secs={4 * seconds:g}", f"--num_runs={TILE_RUNS}"]
         shape = f"--input_layer_shape=1,{side},{side},4"
@@ -129,7 +132,9 @@ class AdbTarget(Target):
         shape = ",".join(map(str, values.shape))
         self._benchmark(
             end, f"--input_layer={entry}", f"--input_layer_shape={shape}", "--num_runs=1", "--warmup_runs=0",
-            f"--input_layer_value_files={entry}:{self._folder}/golden.bin", f"--output_filepath={self._folder}/out.bin",
+            # The colon between name and file is a single one; those of the name are doubled.
+            f"--input_layer_value_files={entry.replace(':', '::')}:{self._folder}/golden.bin",
+            f"--output_filepath={self._folder}/out.bin",
         )  # fmt: skip
         raw.unlink()
         with contextlib.suppress(EguotError):

@@ -226,6 +226,10 @@ class _Link:
             nonlocal died, ended
             line, _ = self._next_raw(timeout)
             answer = self._decode(line)
+            if "error" in answer:  # there is no worker: none could be started
+                ended = True
+                died = f"{self._device}: {str(answer['error'])[:200].lower()} on the board"
+                return ""
             if "exit" in answer:
                 ended = True
                 died = how_it_died(int(answer["exit"]), str(answer["stderr"]))
