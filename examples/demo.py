@@ -48,6 +48,10 @@ def main() -> None:
     out: Path = arguments.out
     started = time.monotonic()
     if out.exists():
+        if any(out.iterdir()) and not (out / "photos" / "srgb").is_dir():
+            parser.error(
+                f"--out {out}: holds something else than an earlier demo, and would be deleted: name a new folder"
+            )
         shutil.rmtree(out)
 
     with stage("shoot the photos with a synthetic camera"):

@@ -21,15 +21,18 @@ from eguot_sdk import ISP, RawFrame
 from eguot_sdk.ingest import balanced_gains
 from eguot_sdk.output import write_image
 
-PHASES = {"RG": "RGGB", "BA": "GRBG", "GB": "GBRG", "BG": "BGGR"}
+# V4L2 writes GRBG as BA with 10 and 12 bits and as GR with 14 and 16, and BGGR with 16 bits as BYR2.
+PHASES = {"RG": "RGGB", "BA": "GRBG", "GR": "GRBG", "GB": "GBRG", "BG": "BGGR"}
 
 
 def cfa_and_bits(fourcc: str) -> tuple[str, int]:
     """RG10 -> RGGB, 10. The four letters of V4L2's 10, 12, 14 and 16-bit formats in 16-bit words."""
+    if fourcc == "BYR2":
+        return "BGGR", 16
     phase = PHASES.get(fourcc[:2])
     if phase is None or fourcc[2:] not in ("10", "12", "14", "16"):
         raise SystemExit(
-            f"{fourcc}: expected one of RG BA GB BG with 10, 12, 14 or 16, such as RG10; packed ones end in P"
+            f"{fourcc}: expected one of RG BA GR GB BG with 10, 12, 14 or 16, or BYR2; packed ones end in P"
         )
     return phase, int(fourcc[2:])
 

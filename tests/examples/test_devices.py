@@ -203,6 +203,10 @@ def test_v4l2_frames_are_developed() -> None:
     pictures = list(ISP.fake().stream(stream, like=like))
     assert len(pictures) == 2
     np.testing.assert_array_equal(pictures[1], ISP.fake().process(like))
+    # linux/videodev2.h: V4L2_PIX_FMT_SBGGR10 to V4L2_PIX_FMT_SRGGB16, the unpacked ones
+    for bits, letters in ((10, "BG GB BA RG"), (12, "BG GB BA RG"), (14, "BG GB GR RG"), (16, "BYR2 GB GR RG")):
+        for phase, code in zip(("BGGR", "GBRG", "GRBG", "RGGB"), letters.split(), strict=True):
+            assert live.cfa_and_bits(code if len(code) == 4 else f"{code}{bits}") == (phase, bits)
     with pytest.raises(SystemExit, match="packed ones end in P"):
         live.cfa_and_bits("pRAA")
 
