@@ -62,6 +62,8 @@ COMMITTEE = "experts=colour,structure,frequency"
 SHARES = "omega=0.02,0.02,0.02"
 ALONE = "pseudo=0"
 """No pseudo-pairs: the picture is left to transport and the committee, as in the paper."""
+C2_ALONE = (ALONE, "cost_weights=0,0,0,1,0")
+"""A cost that does not see colour (METHOD.md T8 b)."""
 BALANCED = ("psi_target=linear", "weighted_alignment=false")
 """Every target counts in full everywhere: in the transport and in the alignment."""
 ROWS: dict[str, Row] = {
@@ -79,6 +81,8 @@ ROWS: dict[str, Row] = {
     "alone-no-colour": Row("unpaired", (ALONE, "experts=structure,frequency"), "without the colour expert"),
     "alone-no-structure": Row("unpaired", (ALONE, "experts=colour,frequency"), "without the structure expert"),
     "alone-no-frequency": Row("unpaired", (ALONE, "experts=colour,structure"), "without the frequency expert"),
+    "structure-cost": Row("unpaired", C2_ALONE, "transport alone, cost of structure only"),
+    "structure-cost-colour": Row("unpaired", (*C2_ALONE, "experts=colour"), "the same with the colour expert"),
     "outliers5": Row("unpaired", (), "unpaired, 5% outliers", outliers=0.05),
     "outliers10": Row("unpaired", (), "unpaired, 10% outliers", outliers=0.1),
     "outliers20": Row("unpaired", (), "unpaired, 20% outliers", outliers=0.2),
@@ -250,7 +254,8 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
         areas = [r["outlier_auc"] for r in found if r.get("outlier_auc") is not None]
         cells.append(f"{np.mean(areas):.2f}" if areas else "")
         lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
-    watched = [(name, [r for r in results if r["row"] == name]) for name in order if name.startswith("alone")]
+    judged = [name for name in order if name.startswith(("alone", "structure-cost"))]
+    watched = [(name, [r for r in results if r["row"] == name]) for name in judged]
     if watched:
         lines += ["", "| | dE2000 | Lab, sliced Wasserstein | structure (C2) | spectra dB |", "|---|---|---|---|---|"]
         for name, found in watched:
