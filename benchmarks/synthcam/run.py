@@ -54,6 +54,8 @@ class Row:
     """Share of the raw scenes that are also given as pairs."""
     outliers: float = 0.0
     """Share of the target photos that are replaced by atypical ones."""
+    left_out: bool = False
+    """Leave the place of those photos empty instead: what their absence alone costs."""
     find_pairs: bool = False
     """Look for raws and photos of one scene: under `shuffled` every raw has its photo, and all are found."""
 
@@ -86,6 +88,7 @@ ROWS: dict[str, Row] = {
     "outliers5": Row("unpaired", (), "unpaired, 5% outliers", outliers=0.05),
     "outliers10": Row("unpaired", (), "unpaired, 10% outliers", outliers=0.1),
     "outliers20": Row("unpaired", (), "unpaired, 20% outliers", outliers=0.2),
+    "missing10": Row("unpaired", (), "unpaired, those 10% left out", outliers=0.1, left_out=True),
     "balanced10": Row("unpaired", ("psi_target=linear",), "balanced, 10% outliers", outliers=0.1),
     "plain": Row("unpaired", BALANCED, "balanced, plain alignment"),
     "plain10": Row("unpaired", BALANCED, "balanced, plain alignment, 10% outliers", outliers=0.1),
@@ -126,7 +129,7 @@ def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
     """
     if row.pairs == 1.0 and row.outliers == 0.0:
         return data
-    kind = "" if odd is None or not row.outliers else "-odd"
+    kind = "-left-out" if row.left_out else "" if odd is None or not row.outliers else "-odd"
     out = data.with_name(f"{data.name}-pairs{row.pairs:g}-outliers{row.outliers:g}{kind}")
     if out.is_dir():
         return out
@@ -144,6 +147,8 @@ def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
     strange = [] if odd is None else sorted(find_files(odd, PHOTO_SUFFIXES))
     order = rng.permutation(len(strange))
     for i, path in enumerate(photos):
+        if i in replaced and row.left_out:
+            continue
         if i in replaced:
             which = replaced.index(i)
             if strange:
