@@ -9,7 +9,7 @@ All are trained on pairs by one loss (`paired` with transport off), not their ow
 rate; quality is that of the float network on the held-out pairs of development split 5 of the synthetic camera
 (other scenes and another camera than the README's table), and of its w8a8 file by post-training quantisation, the mean
 over seeds where there are several. Latency is milliseconds of one thread per output megapixel of a 256 x 256 tile of
-packed pixels, median of 15 runs, counted in the thread's own time, which other work on the machine changes little.
+packed pixels: the median of 15 runs, counted in the thread's own time, least of three rounds that take turns.
 What does not convert is listed with the reason.
 """
 
@@ -41,7 +41,7 @@ from eguot_train.trainer import train as train_run
 SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x4,Q64x2,Q64x4"
 ISPS = "qisp-xs,qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
 SPLIT = 5
-TILE, RUNS = 256, 15
+TILE, RUNS, ROUNDS = 256, 15, 3
 
 
 def make(isp: str, out: Path, data: Path, steps: int, seed: int) -> None:
@@ -143,15 +143,20 @@ def train(out: Path, isps: str, shapes: str, steps: int, seed: int, photos: Path
 @OUT
 def measure(out: Path) -> None:
     """Latency of every file of the first seed, one after the other: it does not depend on the weights."""
-    for path in sorted(out.glob("*-seed0/quality.json")):
-        record = json.loads(path.read_text())
-        found = {}
-        for precision in ("w8a8", "fp32"):
-            if f"{precision}_file" in record:
-                ms, spread = latency_ms(path.parent / record[f"{precision}_file"])
-                found[precision] = {"ms_per_megapixel": ms, "spread_ms": spread}
-                click.echo(f"{record['isp']} {precision}: {ms:.1f} ms per megapixel, quartiles {spread:.1f} apart")
-        (path.parent / "latency.json").write_text(json.dumps(found, indent=1))
+    records = {path.parent: json.loads(path.read_text()) for path in sorted(out.glob("*-seed0/quality.json"))}
+    best: dict[Path, dict[str, Any]] = {folder: {} for folder in records}
+    for _ in range(ROUNDS):
+        for folder, record in records.items():
+            for precision in ("w8a8", "fp32"):
+                if f"{precision}_file" in record:
+                    ms, spread = latency_ms(folder / record[f"{precision}_file"])
+                    if ms < best[folder].get(precision, {"ms_per_megapixel": ms + 1})["ms_per_megapixel"]:
+                        best[folder][precision] = {"ms_per_megapixel": ms, "spread_ms": spread}
+    for folder, found in best.items():
+        for precision, figures in found.items():
+            ms, spread = figures["ms_per_megapixel"], figures["spread_ms"]
+            click.echo(f"{folder.name} {precision}: {ms:.1f} ms per megapixel, quartiles {spread:.1f} apart")
+        (folder / "latency.json").write_text(json.dumps(found, indent=1))
 
 
 def rows_of(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
