@@ -42,6 +42,8 @@ SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x4,Q64x2,Q64x4"
 ISPS = "qisp-xs,qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
 SPLIT = 5
 TILE, RUNS, ROUNDS = 256, 15, 3
+SHOWN_DB = 3.0
+"""How far below the best the picture reaches."""
 
 
 def make(isp: str, out: Path, data: Path, steps: int, seed: int) -> None:
@@ -199,25 +201,27 @@ def draw(out: Path) -> None:
 
 
 def picture(rows: list[dict[str, Any]], others: list[dict[str, Any]], path: Path) -> None:
-    """Points by name, the front as a line; nets without an int8 file by their float network and fp32 time."""
+    """Points by name, the front as a line; what is far below or has no int8 file is listed above it."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5))
+    floor = max(row["psnr"] for row in rows) - SHOWN_DB
     for row in rows:
-        ours = row["isp"].startswith("qisp")
-        axes.scatter(row["ms"], row["psnr"], color="tab:blue" if ours else "tab:orange", zorder=3)
-        axes.annotate(
-            row["isp"], (row["ms"], row["psnr"]), xytext=(2, 5), textcoords="offset points", fontsize=8,
-            rotation=60 if ours else 0,
-        )  # fmt: skip
-    for row in others:
-        if "fp32" in row["latency"]:
-            point = (row["latency"]["fp32"]["ms_per_megapixel"], row["float_psnr"])
-            axes.scatter(*point, facecolors="none", edgecolors="tab:orange")
-            axes.annotate(f"{row['isp']} (fp32)", point, xytext=(4, 4), textcoords="offset points", fontsize=8)
+        if row["psnr"] >= floor:
+            ours = row["isp"].startswith("qisp")
+            axes.scatter(row["ms"], row["psnr"], color="tab:blue" if ours else "tab:orange", zorder=3)
+            above = not dominated(row, rows)
+            axes.annotate(
+                row["isp"], (row["ms"], row["psnr"]), xytext=(0, 6 if above else -6), textcoords="offset points",
+                fontsize=8, rotation=70, ha="left" if above else "right", va="bottom" if above else "top",
+            )  # fmt: skip
+    left = [f"{r['isp']} {r['psnr']:.1f}" for r in rows if r["psnr"] < floor]
+    left += [f"{r['isp']} {r['float_psnr']:.1f} (float)" for r in others]
+    if left:
+        axes.set_title("below the axis, dB: " + ", ".join(left), fontsize=8)
     front = [row for row in rows if not dominated(row, rows)]
     axes.step([r["ms"] for r in front], [r["psnr"] for r in front], where="post", color="tab:blue", alpha=0.4)
     axes.set(
@@ -225,7 +229,7 @@ def picture(rows: list[dict[str, Any]], others: list[dict[str, Any]], path: Path
         xlabel="ms per output megapixel, one CPU thread",
         ylabel="PSNR dB on held-out pairs, after equal short training",
     )
-    axes.margins(x=0.12, y=0.18)
+    axes.margins(x=0.12, y=0.25)
     axes.grid(alpha=0.3)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
