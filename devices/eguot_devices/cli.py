@@ -114,21 +114,28 @@ def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) ->
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool) -> None:
-    """Say what became faster, slower, better or worse between two report.json, beyond noise."""
+    """Say what became faster, slower, better or worse between two report.json, beyond noise.
+
+    With --fail-slower a time that only BEFORE has is an error (exit 1): nobody could say that it did not grow.
+    """
     import dataclasses
     import json
 
-    from eguot_sdk.errors import GateError
+    from eguot_sdk.errors import EguotError, GateError
 
     from .compare import compare as run
-    from .compare import comparison_lines, too_slow
+    from .compare import comparison_lines, missing_times, too_slow
     from .report import read_report
 
-    changes = run(read_report(before), read_report(after))
+    earlier, later = read_report(before), read_report(after)
+    changes = run(earlier, later)
+    missing = missing_times(earlier, later)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(c) | {"percent": c.percent} for c in changes], indent=1))
     else:
         click.echo("\n".join(comparison_lines(changes)))
+    for line in missing:
+        click.echo(f"not compared: {line}", err=True)
     slower = [] if fail_slower is None else too_slow(changes, fail_slower)
     if slower:
         worst = max(slower, key=lambda c: c.percent)
@@ -136,6 +143,8 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
             f"{len(slower)} times grew by more than {fail_slower:g} %: {worst.model} on {worst.device}, {worst.what} "
             f"{worst.percent:+.1f} %"
         )
+    if fail_slower is not None and missing:
+        raise EguotError(f"{missing[0]}: profile again with both there, and more --max-seconds where runs are too few")
 
 
 @click.command()

@@ -73,6 +73,42 @@ def compare(before: Report, after: Report) -> list[Change]:
     return changes
 
 
+def missing_times(before: Report, after: Report) -> list[str]:
+    """Which times of the earlier report the later one cannot be held against, and why; one line each."""
+    lines = []
+    later = {device.device: device for device in after.devices}
+    for old_device in before.devices:
+        new_device = later.get(old_device.device)
+        if new_device is None:
+            lines.append(f"{old_device.device}: only in the first report")
+            continue
+        if old_device.machine.emulated is not None or new_device.machine.emulated is not None:
+            lines.append(f"{old_device.device}: emulated, its times are no latency")
+            continue
+        models = {model.name: model for model in new_device.models}
+        for old in old_device.models:
+            what = _missing_time(old, models.get(old.name))
+            if what is not None:
+                lines.append(f"{old.name} on {old_device.device}: {what}")
+    return lines
+
+
+def _missing_time(old: ModelProfile, new: ModelProfile | None) -> str | None:
+    if new is None:
+        return "only in the first report"
+    had, has = _medians(old), _medians(new)
+    lost = [what for what in had if what not in has]
+    if lost:
+        return f"no time of a {' or a '.join(lost)} in the second report, which has too few runs"
+    return None if had else "no time in the first report, which has too few runs"
+
+
+def _medians(model: ModelProfile) -> dict[str, float]:
+    """The times that a model was given, by what was timed."""
+    found = {"tile": model.tile.latency.p50_ms, "frame": model.frame.latency.p50_ms if model.frame else None}
+    return {what: ms for what, ms in found.items() if ms is not None}
+
+
 def _common_devices(before: Report, after: Report) -> Iterator[tuple[DeviceReport, DeviceReport]]:
     old = {device.device: device for device in before.devices}
     return ((old[device.device], device) for device in after.devices if device.device in old)

@@ -157,7 +157,7 @@ def _one(
     """One model there, and its pictures and outputs judged here."""
     budget = None if end is None else max((end - time.monotonic() - CLEANUP_S) / left, 0.1)
     if end is not None and time.monotonic() >= end:
-        raise EguotError("not begun within --max-seconds")
+        raise EguotError("not begun within --max-seconds: give more, or fewer models")
     outputs.mkdir()
     job = dataclasses.replace(
         job, outputs=str(outputs), golden=None if golden is None else str(golden.input_path), budget_s=budget

@@ -68,7 +68,8 @@ def device_lines(device: DeviceReport) -> list[str]:
     lines += [f"note: {note}" for note in device.notes]
     reasons = Counter(failure.message for failure in device.failed)
     if len(device.failed) > 1 and len(reasons) == 1:
-        return [*lines, f"failed: {device.failed[0].message} (all {len(device.failed)} models)"]
+        names = ", ".join(failure.name for failure in device.failed)
+        return [*lines, f"failed: {device.failed[0].message} ({names})"]
     return [*lines, *(f"failed: {failure_line(failure)}" for failure in device.failed)]
 
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from samples import with_models
 
 from eguot_devices import cli
-from eguot_devices.compare import budget_lines, compare, comparison_lines, too_slow
+from eguot_devices.compare import budget_lines, compare, comparison_lines, missing_times, too_slow
 from eguot_devices.report import write_report
 from eguot_devices.schema import Accuracy, Latency, ModelProfile, Report
 from eguot_sdk.cli import main
@@ -104,6 +104,33 @@ def test_times_of_an_emulated_device_are_not_compared(report: Report) -> None:
     both = dataclasses.replace(report, devices=(emulated,))
     assert set(verdicts(both, both)) == {"peak memory", "PSNR"}
     assert "nothing can be said" in budget_lines(emulated, 10.0)[0]
+
+
+def test_what_has_no_time_is_not_passed_over(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(main.commands, "compare", cli.compare)  # type: ignore[attr-defined]
+    (model,) = report.devices[0].models
+    few = dataclasses.replace(model.tile.latency, p50_ms=None, p50_low_ms=None, p50_high_ms=None)
+    timeless = with_models(report, dataclasses.replace(model, tile=dataclasses.replace(model.tile, latency=few)))
+    two = with_models(report, model, dataclasses.replace(model, name="second.tflite"))
+    device = dataclasses.replace(report.devices[0], device="ssh://board")
+    elsewhere = dataclasses.replace(report, devices=(*report.devices, device))
+    assert missing_times(report, report) == missing_times(report, two) == []
+    name = "look.w8a8.tflite on local"
+    assert missing_times(report, timeless) == [
+        f"{name}: no time of a tile in the second report, which has too few runs"
+    ]
+    assert missing_times(timeless, report) == [f"{name}: no time in the first report, which has too few runs"]
+    assert missing_times(two, report) == ["second.tflite on local: only in the first report"]
+    assert missing_times(elsewhere, report) == ["ssh://board: only in the first report"]
+    for folder, one in (("a", report), ("b", timeless)):
+        write_report(one, tmp_path / folder)
+    files = [str(tmp_path / folder / "report.json") for folder in ("a", "b")]
+    plain = CliRunner().invoke(main, ["compare", *files])
+    assert plain.exit_code == 0
+    assert "not compared: look.w8a8.tflite on local: no time of a tile" in plain.stderr
+    gate = CliRunner().invoke(main, ["compare", *files, "--fail-slower", "10"])
+    assert gate.exit_code == 1
+    assert "Error: look.w8a8.tflite on local: no time of a tile" in gate.stderr
 
 
 def test_the_command_exits_3_where_a_time_grew_too_much(
