@@ -186,14 +186,27 @@ class ISP:
                 return shaded(_frame_of(source, like, overrides), lens_shading)
             return None
 
-        reader = ThreadPoolExecutor(1, thread_name_prefix="eguot-read")
+        wanted: SimpleQueue[bool] = SimpleQueue()
+        found: SimpleQueue[RawFrame | BaseException | None] = SimpleQueue()
+
+        def read() -> None:
+            while wanted.get():
+                try:
+                    found.put(read_next())
+                except BaseException as error:
+                    found.put(error)
+
+        # A daemon: a camera that was stopped may never give the frame that is waited for, and a program must end.
+        threading.Thread(target=read, name="eguot-read", daemon=True).start()
         try:
-            ahead = reader.submit(read_next)
-            while (frame := ahead.result()) is not None:
-                ahead = reader.submit(read_next)
+            wanted.put(True)
+            while (frame := found.get()) is not None:
+                if isinstance(frame, BaseException):
+                    raise frame
+                wanted.put(True)
                 yield self.process(frame, exposure=exposure, bits=bits, lens_shading="off")
         finally:
-            reader.shutdown(wait=False, cancel_futures=True)
+            wanted.put(False)
 
     def run(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network alone, on exactly this input: companded planes float32 [h, w, 4] in [0, 1], R Gr Gb B.

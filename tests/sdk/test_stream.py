@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import io
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -118,6 +120,25 @@ def test_leaving_a_stream_early_frees_the_isp() -> None:
     isp.close()
     with pytest.raises(UsageError, match="closed"):
         isp.process(camera)
+
+
+STOPPED = """
+import threading
+import numpy as np
+from eguot_sdk import ISP, RawFrame
+
+def camera():
+    yield camera_frame.mosaic
+    threading.Event().wait()
+
+camera_frame = RawFrame.from_array(np.full((32, 32), 500, np.uint16), cfa="RGGB", black=64, white=1023)
+for picture in ISP.fake().stream(camera(), like=camera_frame):
+    break
+"""
+
+
+def test_a_program_ends_though_its_camera_gives_no_more() -> None:
+    subprocess.run([sys.executable, "-c", STOPPED], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("model", [None, "tiny.w8a8.tflite"])
