@@ -653,6 +653,15 @@ def _tie_concats(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]
                 source = source_of(part, modules)
                 old = names[source]
                 names = {n: name if v == old else v for n, v in names.items()}
+    ranges: dict[str, set[tuple[float, int] | str | None]] = {}
+    for node, _, special in sites:
+        if kind_of(node, modules) not in _CONCAT:
+            ranges.setdefault(names[node], set()).add(special)
+    if any(len(found) > 1 for found in ranges.values()):
+        raise EguotError(
+            "a concatenation of the input, a sigmoid, a tanh or a constant with other values has no int8 form here: "
+            "its fixed range would clip the others; put a 1x1 convolution between"
+        )
     edges = {names[node] for node, _, special in sites if special == "edge"}
     return [(node, names[node], "edge" if names[node] in edges else special) for node, _, special in sites]
 

@@ -46,6 +46,8 @@ FILE = "quantisation.json"
 VERSION = 2
 PART = "quantised"
 """Of the checkpoint: the weights on int8 steps."""
+MAX_SCALES = 1 << 24
+"""Characters read of quantisation.json; a scale takes some twenty."""
 
 
 def refuse_existing(out: Path) -> None:
@@ -113,7 +115,8 @@ def load_scales(run: Path) -> QuantState | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text())
+        with open(path, encoding="utf-8") as file:
+            record = json.loads(file.read(MAX_SCALES))
         activations = {str(n): (float(s), int(z)) for n, (s, z) in record["activations"].items()}
         weights = {str(n): tuple(float(s) for s in scales) for n, scales in record["weights"].items()}
         state = QuantState(
@@ -123,13 +126,14 @@ def load_scales(run: Path) -> QuantState | None:
         usable = record["version"] == VERSION and state.bits == 8
         usable &= all(math.isfinite(s) and s > 0 for s in scales)
         usable &= all(-128 <= z <= 127 for _, z in activations.values())
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        checkpoint = record["checkpoint"]
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{path}: not scales that `eguot-sdk quantize` wrote ({error!r:.80})") from error
     if not usable:
         raise CheckpointError(f"{path}: a version or values this eguot-sdk does not know; quantise the run again")
     found = checkpoints(run)
-    if not found or found[-1].name != record["checkpoint"]:
-        raise CheckpointError(f"{path}: belongs to {record['checkpoint']}, which is not the newest; quantise again")
+    if not found or found[-1].name != checkpoint:
+        raise CheckpointError(f"{path}: belongs to {checkpoint!r:.80}, which is not the newest; quantise again")
     return state
 
 

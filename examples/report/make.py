@@ -41,7 +41,7 @@ PHOTOS = ROOT / "examples" / "photos"
 NETWORKS = {
     "robustisp": "robustisp",
     "efficientisp": "efficientisp",
-    "qisp-24x1": "candidates:Q24x1",
+    "qisp-32x1": "candidates:Q32x1",
     "qisp-s": "qisp-s",
     "qisp-m": "qisp-m",
     "qisp-l": "qisp-l",

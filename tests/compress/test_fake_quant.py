@@ -247,6 +247,36 @@ def test_parts_of_a_concatenation_share_one_range(pictures: Tensor) -> None:
     assert len(body.quantisers()) == 3  # input, the shared one, output
 
 
+class _MixedConcat(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.left, self.right, self.tail = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(8, 12, 1)
+        self.constant = nn.Parameter(torch.rand(1, 4, 32, 32))
+
+    def body(self, x: Tensor) -> Tensor:
+        first = {
+            "input": x, "sigmoid": torch.sigmoid(self.left(x)), "tanh": torch.tanh(self.left(x)),
+            "constant": self.constant, "convolution": self.left(torch.sigmoid(x)),
+        }[self.kind]  # fmt: skip
+        return self.tail(torch.cat([first, self.right(x) + 3], dim=1))
+
+
+@pytest.mark.parametrize("kind", ["input", "sigmoid", "tanh", "constant", "convolution"])
+def test_a_fixed_range_never_clips_what_it_is_concatenated_with(kind: str, pictures: Tensor) -> None:
+    """The other part lies around 3, far outside of [0, 1] and of [-1, 1]."""
+    torch.manual_seed(0)
+    net = _MixedConcat(kind)
+    if kind != "convolution":
+        with pytest.raises(EguotError, match="would clip the others"):
+            quantise_body(net)
+        return
+    body = quantise_body(net)
+    calibrate(body, [pictures])
+    exact, found = net.body(pictures).clamp(0, 1), body(pictures)
+    assert float((exact - found).detach().abs().mean()) < 0.02
+
+
 def test_leaky_relu_is_the_integer_formula_of_the_kernel() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):

@@ -154,6 +154,9 @@ def test_an_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> Non
         lambda r: r["activations"].update(q_input=[0.1, 900]),
         lambda r: r.update(checkpoint="999999.safetensors"),
         lambda r: r.update(activations=[1, 2]),
+        lambda r: r["activations"].update(q_input=[10**400, 0]),
+        lambda r: r["activations"].update(q_input=[0.1, float("inf")]),
+        lambda r: r.pop("checkpoint"),
     ],
 )
 def test_damaged_scales_are_refused(run: Path, tmp_path: Path, damage: Callable[[dict[str, object]], object]) -> None:
@@ -161,10 +164,11 @@ def test_damaged_scales_are_refused(run: Path, tmp_path: Path, damage: Callable[
     path = tmp_path / "small" / FILE
     record = json.loads(path.read_text())
     damage(record)
-    path.write_text(json.dumps(record))
-    with pytest.raises(CheckpointError) as caught:
-        load_scales(tmp_path / "small")
-    assert "\n" not in str(caught.value)
+    for text in (json.dumps(record), "[" * 100_000, "{"):
+        path.write_text(text)
+        with pytest.raises(CheckpointError) as caught:
+            load_scales(tmp_path / "small")
+        assert "\n" not in str(caught.value)
 
 
 def test_scales_of_another_architecture_are_refused(run: Path, tmp_path: Path, make_run: Callable[..., Path]) -> None:

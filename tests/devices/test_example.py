@@ -40,3 +40,10 @@ def test_its_page_is_of_the_same_report_and_all_is_small() -> None:
     assert data["report"] == json.loads((FOLDER / "report.json").read_text(encoding="utf-8"))
     assert data["crops"]
     assert sum(path.stat().st_size for path in FOLDER.iterdir() if path.is_file()) < 2_000_000
+
+
+def test_the_classes_that_make_it_are_there() -> None:
+    named = re.findall(r'"candidates:(\w+)"', (FOLDER / "make.py").read_text(encoding="utf-8"))
+    candidates = FOLDER.parents[1] / "benchmarks" / "front" / "candidates.py"
+    assert named
+    assert set(named) <= set(re.findall(r"^class (\w+)", candidates.read_text(encoding="utf-8"), re.MULTILINE))

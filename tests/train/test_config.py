@@ -102,6 +102,7 @@ def test_wrong_settings_are_refused_in_one_line(setting: str, why: str) -> None:
         '{"mode": "unpaired", "steps": 0}',
         '{"mode": "unpaired", "lr": null}',
         '{"mode": "unpaired", "lr": NaN}',
+        '{"mode": "unpaired", "lr": 1' + 400 * "0" + "}",
         '{"mode": "unpaired", "raw": 7}',
         '{"mode": "unpaired", "isp": null}',
         '{"mode": "unpaired", "weighted_alignment": "no"}',

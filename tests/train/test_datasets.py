@@ -246,6 +246,13 @@ def test_scenes_come_from_names_where_the_folder_says_how(tmp_path: Path) -> Non
         ('{"white": 10}', "are no levels"),
         ('{"white_balance": 2}', "three numbers R, G, B"),
         ('{"white_balance": [2, 0, 1]}', "must be three gains"),
+        ('{"cfa": ["RGGB"]}', "cfa must be one of"),
+        ('{"white": "high"}', "white must be a number"),
+        ('{"white": [1023]}', "white must be a number"),
+        ('{"white": NaN}', "white must be a number"),
+        ('{"black": [0, NaN, 0, 0]}', "one number or four"),
+        pytest.param('{"black": 1' + 400 * "0" + "}", "one number or four", id="black beyond any float"),
+        ('{"white_balance": [1, NaN, 1]}', "three numbers R, G, B"),
     ],
 )
 def test_bad_settings_are_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -182,6 +182,7 @@ def test_running_statistics_are_weighted_means() -> None:
     weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 1.0, 0.0, 1.0, 2.0], dtype=torch.float64)
     for batch in batches:
         scale.update(batch, weights)
+    scale.update(batches[0], torch.zeros(8, dtype=torch.float64))  # all discounted: nothing is known of such a batch
     kept = torch.cat(batches).numpy()
     mean = np.average(kept, 0, np.tile(weights.numpy(), 4))
     np.testing.assert_allclose(scale.mean.numpy(), mean, rtol=1e-12)

@@ -69,15 +69,18 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:06d}.safetensors"
     temporary = folder / f".{path.name}.part"
-    save_file(
-        {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-        temporary,
-        metadata={"state": json.dumps({**state, "step": step})},
-    )
-    with open(temporary, "rb+") as handle:
-        os.fsync(handle.fileno())
-    temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone, also on a shared disk
-    os.replace(temporary, path)
+    try:
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            temporary,
+            metadata={"state": json.dumps({**state, "step": step})},
+        )
+        with open(temporary, "rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone, also on shared disks
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
     for old in checkpoints(run)[:-KEEP]:
         old.unlink()
     return path

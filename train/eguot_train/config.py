@@ -192,7 +192,7 @@ class TrainConfig:
                 raise CheckpointError(f"config: unknown key {unknown[0]!r}")
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
             return cls(**values)
-        except (ValueError, TypeError, AttributeError, RecursionError, UsageError) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
             raise CheckpointError(f"config: not a run's config.json ({error})") from error
 
     def with_settings(self, settings: Iterable[str]) -> TrainConfig:

@@ -1,7 +1,7 @@
 """The processes of one run: torch.distributed under torchrun, one process and no communication otherwise.
 
 Every rank runs the same loop on its share of the batch. Gradients are averaged after the backward pass, in one message
-per network, instead of by DistributedDataParallel: networks here are small (27 thousand to some million weights), the
+per network, instead of by DistributedDataParallel: networks here are small (two thousand to some million weights), the
 penalties need a second backward pass, and micro-batches add up before anything is sent. Whatever else depends on the
 whole batch (norms, mean weights, running statistics) goes through `mean` and `total`, so that all ranks take the same
 step, which is the step of one process that holds the whole batch.

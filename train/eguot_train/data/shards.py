@@ -202,8 +202,8 @@ class ShardSample:
         if suffix not in self.members:
             raise CorruptRaw(f"{self.label}: its {self.name}{suffix} is missing")
         offset, size = self.members[suffix]
-        if size > MAX_MEMBER_BYTES:
-            raise CorruptRaw(f"{self.label}{suffix}: {size} bytes are too many for one member")
+        if not 0 <= size <= MAX_MEMBER_BYTES:
+            raise CorruptRaw(f"{self.label}{suffix}: {size} bytes are no size of a member")
         try:
             with open(self.shard, "rb") as file:
                 file.seek(offset)

@@ -1,7 +1,7 @@
 """Scene-disjoint data for benchmarks: raws, target photos and test pairs, no scene on two sides.
 
 Both functions write OUT/train/pairs (the raw scenes with their truths), OUT/photos/srgb (the target scenes) and
-OUT/test/pairs, by building beside and renaming, so a folder that exists is whole.
+OUT/test/pairs; OUT is built beside and renamed, so a folder that exists is whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from .synth import synth_folder
 
 
 def synthetic_split(photos: Path, out: Path, protocol: str, split: int) -> None:
-    """OUT/train/{raw,pairs}, OUT/srgb and OUT/test/pairs for one protocol and split."""
+    """Also OUT/train/raw: what a synthetic camera makes of the photos. Split 0 is the committed one; with the protocol
+    `shuffled` raws and targets are of the same scenes.
+    """
     names = json.loads((photos / "split.json").read_text())
     parts = {key: list(names[key]) for key in ("raw", "srgb", "test")}
     if split > 0:  # split 0 is the committed one

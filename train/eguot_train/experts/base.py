@@ -77,8 +77,11 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, weights: Tensor) -> None:
-        """Blend in a batch [N, *shape] with weights [N] that are not all zero."""
-        share = (weights / ranks.total(weights.sum())).reshape(-1, *[1] * (features.dim() - 1))
+        """Blend in a batch [N, *shape] with weights [N]; one whose weights are all zero says nothing."""
+        whole = ranks.total(weights.sum())
+        if whole == 0:
+            return
+        share = (weights / whole).reshape(-1, *[1] * (features.dim() - 1))
         mean = ranks.total((share * features).sum(0))
         square = ranks.total((share * features.square()).sum(0))
         old_square = self.variance + self.mean.square()

@@ -23,6 +23,7 @@ from .base import (
     Kind,
     RawValues,
     four,
+    one,
     pairs_of,
     photos_of,
     raws_of,
@@ -98,11 +99,11 @@ def _values(kind: Kind, dataset: Dataset, places: dict[str, Path], load: Load, s
     training part shows, also where only another part is opened.
     """
     cfa = settings.get("cfa", zrr.VALUES.cfa)
-    told: dict[str, Any] = {key: settings[key] for key in ("cfa", "white") if key in settings}
+    told: dict[str, Any] = {"cfa": settings["cfa"]} if "cfa" in settings else {}
     if "black" in settings:
         told["black"] = four(settings["black"], SETTINGS_FILE)
     if "white" in settings:
-        told["white"] = float(settings["white"])
+        told["white"] = one(settings["white"], SETTINGS_FILE)
     if "white_balance" in settings:
         told["white_balance"] = three(settings["white_balance"], SETTINGS_FILE)
     if {"black", "white", "white_balance"} <= set(told):

@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
 from eguot_sdk.ingest import RED_AT, unpack
@@ -52,7 +51,7 @@ class RawValues:
     """Gains R, G, B of all raws. None: each is estimated alone, of which a crop tells little."""
 
     def __post_init__(self) -> None:
-        if self.cfa not in RED_AT:
+        if not isinstance(self.cfa, str) or self.cfa not in RED_AT:
             raise UsageError(f"{self.origin}: cfa must be one of {', '.join(RED_AT)}, not {self.cfa!r}")
         if not max(self.black) < self.white <= 65535 or min(self.black) < 0:
             raise UsageError(f"{self.origin}: black {list(self.black)} and white {self.white:g} are no levels")
@@ -214,19 +213,31 @@ def read_settings(*folders: Path) -> dict[str, Any]:
     return settings
 
 
+def one(value: Any, where: str) -> float:
+    """A white level. Raises UsageError."""
+    if not _plain(value):
+        raise UsageError(f"{where}: white must be a number, not {value!r:.80}")
+    return float(value)
+
+
 def four(value: Any, where: str) -> Four:
-    """One level or four of them as four. Raises UsageError."""
+    """One black level or four of them as four. Raises UsageError."""
     values = value if isinstance(value, list) else [value] * 4
-    if len(values) != 4 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise UsageError(f"{where}: black must be one number or four, not {value!r}")
+    if len(values) != 4 or not all(map(_plain, values)):
+        raise UsageError(f"{where}: black must be one number or four, not {value!r:.80}")
     return (float(values[0]), float(values[1]), float(values[2]), float(values[3]))
 
 
 def three(value: Any, where: str) -> tuple[float, float, float]:
     """Gains R, G, B. Raises UsageError."""
-    if not isinstance(value, list) or len(value) != 3 or not all(type(v) in (int, float) for v in value):
-        raise UsageError(f"{where}: white_balance must be three numbers R, G, B, not {value!r}")
+    if not isinstance(value, list) or len(value) != 3 or not all(map(_plain, value)):
+        raise UsageError(f"{where}: white_balance must be three numbers R, G, B, not {value!r:.80}")
     return (float(value[0]), float(value[1]), float(value[2]))
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value from JSON is a number that a level or a gain can be; NaN and what no float holds are none."""
+    return type(value) in (int, float) and abs(value) <= 1e9
 
 
 def with_scenes(items: Sequence[Item], settings: Mapping[str, Any]) -> tuple[Item, ...]:
@@ -292,12 +303,3 @@ def read_npy(path: Path) -> NDArray[np.uint16]:
     if mosaic.dtype.kind == "f" and high <= 1.0:
         mosaic = mosaic * 65535.0
     return np.rint(mosaic).astype(np.uint16)
-
-
-def picture_size(path: Path) -> tuple[int, int]:
-    """Width and height from the header. Raises CorruptRaw."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
-        raise CorruptRaw(f"{path}: cannot be read ({' '.join(str(error).split()):.100})") from error
