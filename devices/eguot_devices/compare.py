@@ -100,6 +100,8 @@ def _missing_time(old: ModelProfile, new: ModelProfile | None) -> str | None:
     lost = [what for what in had if what not in has]
     if lost:
         return f"no time of a {' or a '.join(lost)} in the second report, which has too few runs"
+    if "frame" not in had and _of_tile(old) != _of_tile(new):
+        return "the tiles that were timed differ in size"
     return None if had else "no time in the first report, which has too few runs"
 
 

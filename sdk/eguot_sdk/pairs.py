@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from .errors import CorruptRaw, OutputError, RawError, UsageError
 from .output import written_beside
 from .raw import RawFrame
+from .shading import evened
 
 MAX_PAIR_PIXELS = 80_000_000
 MAX_JSON_BYTES = 1 << 20
@@ -103,9 +104,10 @@ def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
 
 
 def encode_frame(frame: RawFrame) -> tuple[bytes, bytes]:
-    """The bytes of NAME_raw.png and of NAME.json for a frame."""
+    """The bytes of NAME_raw.png and of NAME.json for a frame; gain maps, which have no place there, are applied."""
     from PIL import Image
 
+    frame = evened(frame)
     png = io.BytesIO()
     Image.fromarray(frame.mosaic).save(png, "PNG", compress_level=4)
     return png.getvalue(), json.dumps(_meta(frame), indent=1).encode()

@@ -57,6 +57,12 @@ def test_tiles_of_different_sizes_are_not_compared(report: Report) -> None:
     larger = with_models(report, dataclasses.replace(model, tile=dataclasses.replace(model.tile, height_packed=900)))
     assert verdicts(report, changed(report, ms=9.0))["tile"] == "slower"
     assert "tile" not in verdicts(report, larger)
+    # A frame is one either way; where none was timed, as on phones, nothing is left to compare.
+    assert missing_times(report, larger) == [f"{model.name} on local: the tiles that were timed differ in size"]
+    assert model.frame is not None
+    frame = dataclasses.replace(model.frame, latency=model.tile.latency)
+    timed = [with_models(r, dataclasses.replace(r.devices[0].models[0], frame=frame)) for r in (report, larger)]
+    assert missing_times(*timed) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import struct
 import zlib
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from eguot_sdk.errors import EguotError, RawError, UsageError
+from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import Pair, list_pairs, write_pair
 from eguot_sdk.raw import RawFrame
+from eguot_sdk.shading import GainMap
 
 
 @pytest.fixture
@@ -58,6 +61,17 @@ def test_a_pair_comes_back(tmp_path: Path, frame: RawFrame, truth: NDArray[np.ui
     assert frame.matrix is not None
     assert np.array_equal(again.matrix, frame.matrix)
     assert np.array_equal(pair.truth(), truth)
+
+
+def test_lens_shading_comes_back_as_counts(tmp_path: Path, frame: RawFrame, truth: NDArray[np.uint8]) -> None:
+    points = np.array([[2.0, 1.2], [1.0, 1.7]], np.float32)
+    gain_map = GainMap(points=points, spacing=(1.0, 1.0), origin=(0.0, 0.0), area=(0, 0, 32, 48))
+    shaded = dataclasses.replace(frame, gain_maps=(gain_map, None, None, gain_map), orientation=1)
+    with ISP.fake() as isp:
+        expected = isp.process(shaded)
+        np.testing.assert_array_equal(isp.process(write_pair(tmp_path, "one", shaded, truth).frame()), expected)
+        plain = isp.process(shaded, lens_shading="off")
+    assert np.abs(plain.astype(int) - expected).max() > 10
 
 
 def test_what_is_unknown_stays_unknown(tmp_path: Path, counts: NDArray[np.uint16], truth: NDArray[np.uint8]) -> None:
