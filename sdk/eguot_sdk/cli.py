@@ -185,7 +185,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="IN...", type=PATH)
-@click.option("-m", "--model", type=PATH, help="ISP file (.tflite); the default ISP without it.")
+@click.option("-m", "--model", type=PATH, help="ISP file (.tflite).  [default: the default ISP]")
 @click.option(
     "-o",
     "--output",
@@ -282,7 +282,7 @@ def process(
 
         overrides = Overrides(cfa=cfa, black=black_level, white=white_level, white_balance=wb)
     settings = develop.Settings(
-        model=model,
+        model=None if model == Path("default") else model,  # the word that other commands take
         threads=threads,
         tile=tile,
         delegate=delegate,

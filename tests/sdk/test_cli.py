@@ -151,6 +151,11 @@ def test_levels_given_that_contradict_each_other_are_not_blamed_on_the_file(phot
     assert said["errors"] == {str(photos / "a.dng"): why}
 
 
+def test_the_default_isp_has_a_name(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    result = run("process", photos / "a.dng", "-m", "default", "-o", tmp_path / "a.png")
+    assert result.exit_code == 0, result.stderr
+
+
 def test_lens_shading_can_be_demanded(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
     result = run("process", photos / "a.dng", "-o", tmp_path / "a.png", "--lens-shading", "on")
     assert result.exit_code == 1

@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ import pytest
 from eguot_sdk import ISP
 from eguot_sdk.errors import IspFileError, MissingDependency, UsageError
 from eguot_sdk.ispfile import embed_spec, read_spec
-from eguot_sdk.runtimes import RUNTIMES, check_tensors, open_runtime, runtime_factory
+from eguot_sdk.runtimes import RUNTIMES, check_tensors, litert, open_runtime, runtime_factory
 from eguot_sdk.runtimes.fake import FakeRuntime, fake_spec
 from eguot_sdk.spec import TensorSpec
 
@@ -78,6 +80,44 @@ def test_all_runtimes_of_a_factory_run_the_file_as_it_was(tmp_path: Path) -> Non
     path.write_bytes(FLOAT.read_bytes())
     assert factory(1).input_dtype == factory(2).input_dtype == np.int8
     assert open_runtime(path).input_dtype == np.float32
+
+
+def test_a_profiler_that_keeps_frames_does_not_stop_a_run() -> None:
+    stop = threading.Event()
+
+    def sample() -> None:
+        while not stop.is_set():
+            frames = sys._current_frames()  # as the profiler in each of Dask's workers
+            time.sleep(0.003)
+            del frames
+
+    def fill(view: Any) -> None:
+        view[...] = 1
+        time.sleep(0.001)
+
+    runtime = open_runtime(INT8)
+    profiler = threading.Thread(target=sample)
+    profiler.start()
+    try:
+        for side in (8, 16) * 100:
+            runtime.resize(side, side)
+            fill(runtime.input())
+            runtime.invoke()
+            assert runtime.output().shape == (1, 2 * side, 2 * side, 3)
+    finally:
+        stop.set()
+        profiler.join()
+
+
+def test_a_view_that_is_kept_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(litert, "PATIENCE_S", 0.02)
+    runtime = open_runtime(INT8)
+    runtime.resize(8, 8)
+    view = runtime.input()
+    with pytest.raises(IspFileError, match="at least 1 reference to internal data"):
+        runtime.invoke()
+    del view
+    runtime.invoke()
 
 
 def test_the_suffix_chooses(tmp_path: Path) -> None:

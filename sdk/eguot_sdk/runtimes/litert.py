@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -22,6 +24,8 @@ from ..spec import DType, TensorSpec
 from . import RuntimeFactory
 from .base import Runtime
 
+HELD = "reference to internal data"
+PATIENCE_S = 2.0
 PACKAGES = (("ai_edge_litert", "ai-edge-litert"), ("tflite_runtime", "tflite-runtime"))
 
 
@@ -69,8 +73,9 @@ class LiteRtRuntime(Runtime):
             return
         self._input_shape = (0, 0)
         try:
-            self._interpreter.resize_tensor_input(self._input_index, [1, height, width, 4])
-            self._interpreter.allocate_tensors()
+            shape = [1, height, width, 4]
+            _when_free(partial(self._interpreter.resize_tensor_input, self._input_index, shape))
+            _when_free(self._interpreter.allocate_tensors)
         except (ValueError, RuntimeError) as error:
             raise IspFileError(
                 f"{self._source}: the model cannot take an input of {height} x {width} ({_first_line(error)})"
@@ -83,7 +88,7 @@ class LiteRtRuntime(Runtime):
 
     def invoke(self) -> None:
         try:
-            self._interpreter.invoke()
+            _when_free(self._interpreter.invoke)
         except (ValueError, RuntimeError) as error:
             raise IspFileError(f"{self._source}: the model failed while running ({_first_line(error)})") from error
 
@@ -134,6 +139,23 @@ def _tensor_spec(source: str, which: str, details: Mapping[str, Any]) -> TensorS
     if len(scales) != 1 or len(zero_points) != 1:
         raise IspFileError(f"{source}: the {which} is {dtype} without one scale and one zero point")
     return TensorSpec(dtype=cast("DType", dtype), scale=float(scales[0]), zero_point=int(zero_points[0]))
+
+
+def _when_free(call: Callable[[], Any]) -> None:
+    """Call what LiteRT refuses while anything refers to the memory of a tensor.
+
+    Our own views are gone by then, but a sampling profiler in this process (every Dask worker has one) keeps frames
+    that have returned, and the views in them, until it has looked at them. So a refusal is final only after PATIENCE_S.
+    """
+    end = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            call()
+            return
+        except RuntimeError as error:
+            if HELD not in str(error) or time.monotonic() >= end:
+                raise
+        time.sleep(0.001)
 
 
 def _first_line(error: BaseException) -> str:
