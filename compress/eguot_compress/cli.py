@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .convert import Converted, Via
     from .lint import Finding
 
+PAIRS_HELP = "Pairs, a data set or shards; default: the run's own data, else procedural scenes."
 SHOWN = 3
 """Places of one fault that `lint` names; `--json` names all."""
 
@@ -66,7 +67,7 @@ def _folders(command: Callable[..., None]) -> Callable[..., None]:
     for name, text in (
         ("--srgb", "Photos, sent back to raws like those of --raw."),
         ("--raw", "Raws; the teacher renders the targets."),
-        ("--pairs", "Pairs, a data set or shards; default: the run's own data, else procedural scenes."),
+        ("--pairs", PAIRS_HELP),
     ):
         command = click.option(name, type=click.Path(path_type=Path), help=text)(command)
     return command
@@ -74,17 +75,18 @@ def _folders(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@_folders
+@click.option("--pairs", type=click.Path(path_type=Path), help=PAIRS_HELP)
+@click.option("--raw", type=click.Path(path_type=Path), help="Raws, in the place of pairs.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
-def quantize(run: Path, pairs: Path | None, raw: Path | None, srgb: Path | None, out: Path, seed: int) -> None:
+def quantize(run: Path, pairs: Path | None, raw: Path | None, out: Path, seed: int) -> None:
     """Quantise RUN (or `default`) to int8 without training, in seconds."""
     from eguot_train.checkpoint import named_run
 
     from .material import Folders
     from .ptq import quantize as run_quantize
 
-    run_quantize(named_run(run), out, folders=Folders(pairs=pairs, raw=raw, srgb=srgb), seed=seed)
+    run_quantize(named_run(run), out, folders=Folders(pairs=pairs, raw=raw), seed=seed)
     click.echo(f"quantised {out}", err=True)
 
 

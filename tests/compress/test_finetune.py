@@ -23,6 +23,7 @@ from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.ingest import pack
 from eguot_sdk.isp import ISP
 from eguot_train.checkpoint import load_run
+from eguot_train.data.synth import dng_bytes
 
 
 def test_transposed_planes_are_planes_of_the_transposed_mosaic() -> None:
@@ -77,11 +78,17 @@ def test_photos_need_a_run_with_an_alignment(run: Path, tmp_path: Path, pairs: P
 
     from eguot_sdk.pairs import list_pairs
 
-    raws = tmp_path / "raws"
-    raws.mkdir()
+    pair = list_pairs(pairs)[0]
+    raws, photos = tmp_path / "raws", tmp_path / "photos"
+    for folder in (raws, photos):
+        folder.mkdir()
+    folders = Folders(raw=raws, srgb=photos)
     with pytest.raises(UsageError, match="no raws"):
-        Material(load_run(run), Folders(raw=raws, srgb=raws), seed=0, batch=1)
-    Image.fromarray(list_pairs(pairs)[0].truth()).save(raws / "photo.png")
+        Material(load_run(run), folders, seed=0, batch=1)
+    (raws / "raw.dng").write_bytes(dng_bytes(pair.frame()))
+    Image.fromarray(pair.truth()).save(photos / "photo.png")
+    with pytest.raises(UsageError, match="this one holds no colour alignment"):
+        Material(load_run(run), folders, seed=0, batch=1)
 
 
 def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -> None:

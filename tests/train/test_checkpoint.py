@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_train import checkpoint
 from eguot_train.checkpoint import (
     build_isp,
@@ -84,9 +84,9 @@ def test_what_stops_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match=r"cannot be written .*No space"):
         write_file(tmp_path / "file", b"new")
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OutputError, match=r"cannot be written .*No space"):
         save_checkpoint(tmp_path, 2, {"a": torch.ones(1)}, {})
     assert (tmp_path / "file").read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["file"]

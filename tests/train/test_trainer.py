@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_train import trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
 from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
@@ -426,6 +426,19 @@ def test_not_a_number_never_reaches_a_checkpoint(
         train(config, tmp_path / "run", echo=quietly)
     assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000001", "000002"]
     assert all(torch.isfinite(t).all() for t in final(tmp_path / "run").values())
+
+
+def test_a_full_disk_is_told_in_one_line(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(trainer.RunLog, "flush", full)
+    with pytest.raises(OutputError, match=r"run stopped .*No space left on device.*--resume"):
+        train(tiny("supervised", folders, steps=1), tmp_path / "run", echo=quietly)
+    monkeypatch.undo()
+    assert load_run(train(tiny("supervised", folders, steps=1), tmp_path / "run", resume=True, echo=quietly)).step == 1
 
 
 # Starting from a run

@@ -25,7 +25,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, OutputError, UsageError
+from eguot_sdk.output import written_beside
 
 from .config import TrainConfig
 from .isps import ISPS, IspNet
@@ -51,20 +52,13 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a file beside its place and rename it, so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write a file beside its place and rename it, so that it is there whole or not at all. Raises OutputError."""
+    with written_beside(path) as handle:
+        handle.write(data)
 
 
 def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint and drop all but the newest two."""
+    """Write a checkpoint and drop all but the newest two. Raises OutputError."""
     folder = run / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{step:06d}.safetensors"
@@ -79,6 +73,8 @@ def save_checkpoint(run: Path, step: int, tensors: Mapping[str, Tensor], state: 
             os.fsync(handle.fileno())
         temporary.chmod(folder.stat().st_mode & 0o666)  # safetensors leaves it to its owner alone, also on shared disks
         os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        raise OutputError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)
     for old in checkpoints(run)[:-KEEP]:

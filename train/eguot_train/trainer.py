@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eguot_sdk.errors import CheckpointError, EguotError, UsageError
+from eguot_sdk.errors import CheckpointError, EguotError, OutputError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import PairLike
 from eguot_sdk.progress import duration
@@ -113,10 +113,13 @@ def train(
     KEPT for those that cannot change). `own_experts` join the committee, each with its share (see `experts.base`); give
     them again to resume. Under torchrun every process calls this with the same arguments, and rank 0 writes; processes
     that torchrun starts again resume by themselves. Raises UsageError when `out` exists and `resume` is not given,
-    TrainingDiverged when a health gate trips.
+    TrainingDiverged when a health gate trips, OutputError where the disk is full.
     """
     with ranks.joined(torch.device(config.device)) as device:
-        return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
+        try:
+            return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
+        except OSError as error:
+            raise OutputError(f"training into {out} stopped ({error}); mend that, and go on with --resume") from error
 
 
 def _train(

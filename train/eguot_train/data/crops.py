@@ -31,7 +31,8 @@ RAW_SUFFIXES = frozenset(
     )
 )
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"))
-MAX_PHOTO_PIXELS = 200_000_000
+MAX_PHOTO_PIXELS = 178_000_000
+"""Pillow refuses little more by itself."""
 
 
 def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
@@ -49,7 +50,8 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
     try:
         with Image.open(source or path) as image:
             if image.width * image.height > MAX_PHOTO_PIXELS:
-                raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most 200 megapixels)")
+                most = MAX_PHOTO_PIXELS // 10**6
+                raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most {most} megapixels)")
             if image.mode == "F":
                 raise UsageError(f"{path.name}: floating-point photos have no agreed range; save it with 8 or 16 bits")
             return _eight_bit_rgb(ImageOps.exif_transpose(image) if upright else image)
