@@ -94,6 +94,8 @@ def seeds(target: str) -> Iterator[bytes]:
     yield dng(counts, t51009=(1, tuple(shading.opcode_list(*maps))))
     yield dng(counts, t50722=(10, matrix), t50779=(3, 17), t50964=(10, matrix), t50965=(10, matrix))
     yield dng(counts, t50723=(10, matrix), t50727=(5, (1, 1, 1, 1, 1, 1)), t50829=(4, (1, 2, 31, 47)))
+    # Whole numbers as fractions and floats, which can be no numbers at all.
+    yield dng(counts, t33421=(11, (2, 2)), t50829=(12, (0, 0, 32, 48)), t50778=(5, (21, 1)), t279=(11, counts.nbytes))
     yield (TESTS / "data" / "kodak_dc50_0012L.kdc").read_bytes()
     yield (TESTS / "data" / "canon_s40_0117.crw").read_bytes()[:60000]
 
