@@ -50,7 +50,7 @@ def raw_facts(frame: RawFrame) -> dict[str, Any]:
     height, width = square_size(frame.height, frame.width, frame.pixel_aspect)
     if frame.orientation >= 5:
         height, width = width, height
-    origin = frame.origins.get
+    origin, counts = frame.origins.get, _counts(frame)
 
     def value(name: str, shown: Any) -> dict[str, Any]:
         return {"value": shown, "from": origin(name, "unknown")}
@@ -72,8 +72,8 @@ def raw_facts(frame: RawFrame) -> dict[str, Any]:
         "orientation": value("orientation", frame.orientation),
         "pixel_aspect": value("pixel_aspect", round(frame.pixel_aspect, 6)),
         "exif": dict(frame.exif),
-        "counts": _counts(frame),
-        "warnings": _warnings(frame),
+        "counts": counts,
+        "warnings": _warnings(frame, counts),
     }
 
 
@@ -96,7 +96,7 @@ def _counts(frame: RawFrame) -> dict[str, Any]:
     }
 
 
-def _warnings(frame: RawFrame) -> list[str]:
+def _warnings(frame: RawFrame, counts: dict[str, Any]) -> list[str]:
     """What a person should know before trusting the picture."""
     found = []
     if frame.white_balance is None:
@@ -107,7 +107,6 @@ def _warnings(frame: RawFrame) -> list[str]:
         found.append("no camera matrix: a typical camera's is used, colours may be off")
     elif np.abs(frame.matrix.sum(axis=1) - 1).max() > 0.05:
         found.append("rows of the camera matrix do not sum to 1: white will not stay white")
-    counts = _counts(frame)
     white, black = min(frame.white), max(frame.black)
     if counts["share_at_white"] > 0.2:
         found.append(
