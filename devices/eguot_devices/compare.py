@@ -66,7 +66,7 @@ def compare(before: Report, after: Report) -> list[Change]:
         change
         for old_device, new_device in _common_devices(before, after)
         for old, new in _common_models(old_device, new_device)
-        for change in _changes(new_device, old, new)
+        for change in _changes(old_device, new_device, old, new)
     ]
     if not changes:
         raise UsageError("the reports have no model on a device in common: nothing can be compared")
@@ -121,13 +121,13 @@ def _common_models(before: DeviceReport, after: DeviceReport) -> Iterator[tuple[
     return ((old[model.name], model) for model in after.models if model.name in old)
 
 
-def _changes(device: DeviceReport, old: ModelProfile, new: ModelProfile) -> Iterator[Change]:
+def _changes(old_device: DeviceReport, device: DeviceReport, old: ModelProfile, new: ModelProfile) -> Iterator[Change]:
     noise = max(old.noise_pct or 0.0, new.noise_pct or 0.0, LEAST_NOISE_PCT)
 
     def change(what: str, before: float, after: float, unit: str, verdict: str) -> Change:
         return Change(device.device, new.name, what, before, after, unit, verdict, noise)
 
-    if device.machine.emulated is None:
+    if old_device.machine.emulated is None and device.machine.emulated is None:
         pairs = []
         if _of_tile(old) == _of_tile(new):  # `ISP.load` sizes tiles by the memory that is free
             pairs.append(("tile", old.tile.latency, new.tile.latency))
