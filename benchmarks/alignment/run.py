@@ -32,8 +32,8 @@ from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
+from eguot_train.fits import align, colour_samples, pair_colours, typicality
 from eguot_train.reference import Alignment
-from eguot_train.trainer import align, colour_samples, pair_colours, typicality
 
 CONFIG = TrainConfig(mode="unpaired")
 

@@ -25,8 +25,8 @@ from eguot_train.cost import Cost, cost_terms
 from eguot_train.data.batches import load_sources, pictures
 from eguot_train.data.crops import RawCrops
 from eguot_train.data.splits import synthetic_split
+from eguot_train.fits import align
 from eguot_train.reference import Reference
-from eguot_train.trainer import align
 
 CROP = 64
 TERMS = ("pixels (C0)", "low-pass (C1)", "mean colour", "structure (C2)", "texture (C3)")

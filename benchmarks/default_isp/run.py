@@ -24,9 +24,9 @@ from eguot_sdk.raw import RawFrame
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import Sources
 from eguot_train.data.synth import dng_bytes
+from eguot_train.fits import align
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render
-from eguot_train.trainer import align
 
 
 def libraw(frame: RawFrame) -> np.ndarray:

@@ -37,11 +37,12 @@ from eguot_train.config import Mode, TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.datasets import Dataset, open_dataset, pairs_of, raws_of
 from eguot_train.evaluate import evaluate_model, render_of
+from eguot_train.fits import align
 from eguot_train.lpips import Lpips
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render
-from eguot_train.trainer import align, train
+from eguot_train.trainer import train
 
 Name = Literal["zrr", "ntire26"]
 METRICS = (("psnr_db", 2), ("ssim", 4), ("ms_ssim", 4), ("de2000", 2), ("lpips", 3))

@@ -37,10 +37,11 @@ from eguot_train.checkpoint import load_run
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.splits import real_split, synthetic_split
+from eguot_train.fits import align
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
-from eguot_train.trainer import align, train
+from eguot_train.trainer import train
 
 MODES = ("supervised", "paired", "unpaired", "mixed")
 ISPS = "qisp-s,qisp-m,efficientisp,robustisp,lan"

@@ -35,10 +35,11 @@ from eguot_train.cost import cost_terms
 from eguot_train.data.batches import load_sources, pictures
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
+from eguot_train.fits import align
 from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
-from eguot_train.trainer import align, train
+from eguot_train.trainer import train
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
 

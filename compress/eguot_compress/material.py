@@ -32,6 +32,7 @@ from eguot_train.data.samples import (
     there,
 )
 from eguot_train.data.window import Role
+from eguot_train.fits import alignment_from_state
 from eguot_train.reference import Alignment
 
 from .calibration import own_data, procedural_pairs, tell_skipped
@@ -135,8 +136,7 @@ def _alignment(loaded: LoadedRun) -> Alignment:
     saved: dict[str, Any] = loaded.state.get("fixed", {})
     if not saved:
         raise UsageError("--srgb DIR needs a run trained on unpaired data: this one holds no colour alignment")
-    (a, b), (c, d) = saved["chroma"]
-    return Alignment(tuple(saved["tone"]), ((a, b), (c, d)))
+    return alignment_from_state(saved)
 
 
 def _planes(crops: list[np.ndarray]) -> Tensor:

@@ -16,6 +16,7 @@ from eguot_train.checkpoint import load_run
 from eguot_train.config import TrainConfig
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera, dng_bytes
+from eguot_train.fits import alignment_from_state
 from eguot_train.reference import Alignment, Reference
 from eguot_train.render import frame_planes, render_frame, to_uint8
 from eguot_train.trainer import train
@@ -60,9 +61,7 @@ def test_unpaired_training_beats_the_reference_rendering(tmp_path: Path) -> None
         mode="unpaired", raw=str(tmp_path / "raw"), srgb=str(tmp_path / "srgb"), steps=400, batch=4, crop=32
     )
     loaded = load_run(train(config, tmp_path / "run", echo=lambda line: None))
-    fixed = loaded.state["fixed"]
-    first, second = fixed["chroma"]
-    alignment = Alignment(tuple(fixed["tone"]), ((first[0], first[1]), (second[0], second[1])))
+    alignment = alignment_from_state(loaded.state["fixed"])
     net_db, net_error = scores(lambda frame: render_frame(loaded.net, frame, "srgb"), tmp_path / "test")
     plain_db, plain_error = scores(reference_renderer(Alignment()), tmp_path / "test")
     aligned_db, aligned_error = scores(reference_renderer(alignment), tmp_path / "test")

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
-from eguot_train import trainer
+from eguot_train import runlog, trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
 from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
 from eguot_train.data import batches as batches_module
@@ -165,10 +165,10 @@ def test_mixed_training_with_one_kind_of_data_is_that_mode(
         def __init__(self, config: TrainConfig, _sources: Any, alignment: Alignment, **options: Any) -> None:
             super().__init__(replace(config, mode=kept), sources, alignment, **options)
 
-    fixed = trainer._fit_fixed(alone, sources)
+    fixed = trainer.fit_fixed(alone, sources)
     one = train(alone, tmp_path / "one", echo=quietly)
     monkeypatch.setattr(trainer, "Batches", Half)
-    monkeypatch.setattr(trainer, "_fit_fixed", lambda *_: fixed)
+    monkeypatch.setattr(trainer, "fit_fixed", lambda *_: fixed)
     monkeypatch.setattr(trainer, "with_pairs", lambda config, _: config)  # the mixed run's pairs are never drawn
     other = train(replace(alone, mode="mixed"), tmp_path / "other", echo=quietly)
     assert logged(one) == logged(other)
@@ -319,7 +319,7 @@ def test_a_resumed_run_is_the_unbroken_one(
     """Stopped before the first checkpoint, and again after it: weights, optimisers and log equal to the last bit."""
     if held_bytes is not None:  # every folder is then streamed
         monkeypatch.setattr(batches_module, "HELD_BYTES", held_bytes)
-    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    monkeypatch.setattr(runlog, "LOG_EVERY", 1)
     config = tiny(mode, folders, steps=7, checkpoint_every=3, r1_every=2)
     unbroken = train(config, tmp_path / "unbroken", echo=quietly)
     stopped = tmp_path / "stopped"
@@ -434,7 +434,7 @@ def test_a_full_disk_is_told_in_one_line(
     def full(self: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(trainer.RunLog, "flush", full)
+    monkeypatch.setattr(runlog.RunLog, "flush", full)
     with pytest.raises(OutputError, match=r"run stopped .*No space left on device.*--resume"):
         train(tiny("supervised", folders, steps=1), tmp_path / "run", echo=quietly)
     monkeypatch.undo()
@@ -487,7 +487,7 @@ def test_a_resumed_run_does_not_need_the_run_it_started_from(folders: dict[str, 
 
 
 def test_a_logged_mean_is_over_the_steps_that_had_the_value(tmp_path: Path) -> None:
-    with closing(trainer.RunLog(tmp_path, 0, 4, quietly)) as log:
+    with closing(runlog.RunLog(tmp_path, 0, 4, quietly)) as log:
         for step, values in enumerate(({"a": 1.0}, {"a": 2.0}, {"a": 3.0, "b": 5.0}, {"a": 4.0, "b": 7.0}), 1):
             log.add(step, values)
     assert logged(tmp_path) == [{"step": 4, "a": 2.5, "b": 6.0}]
@@ -515,7 +515,7 @@ def test_a_resumed_run_takes_new_settings_and_says_so(folders: dict[str, str], t
 
 def curves(config: TrainConfig, out: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
     """Every logged loss, step by step."""
-    monkeypatch.setattr(trainer, "LOG_EVERY", 1)
+    monkeypatch.setattr(runlog, "LOG_EVERY", 1)
     lines = logged(train(config, out, echo=quietly))
     return {key: np.array([line[key] for line in lines if key in line]) for key in lines[-1] if "loss" in key}
 

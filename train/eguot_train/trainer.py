@@ -8,10 +8,8 @@ shares and not weights to be tuned per data set.
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -25,10 +23,8 @@ from torch import Tensor
 from eguot_sdk.errors import CheckpointError, EguotError, OutputError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import PairLike
-from eguot_sdk.progress import duration
 
 from . import ranks
-from .alignment import fit_alignment, fit_plain_alignment
 from .average import update_average
 from .checkpoint import (
     build_isp,
@@ -46,42 +42,25 @@ from .checkpoint import (
     write_file,
 )
 from .config import EXPERTS, PAIRED_TRANSPORT, TrainConfig
-from .cost import Cost
-from .data.batches import CALIBRATION, Batch, Batches, Sources, load_sources, pictures
+from .data.batches import Batch, Batches, Sources, load_sources
 from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
+from .fits import Fixed, align, fit_fixed, fixed_from_state
 from .health import Health, TrainingDiverged, check_finite
 from .isps import IspNet, Recipe
 from .losses import pair_loss
 from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
 from .psi import Psi
-from .reference import Alignment, Reference, half_size
+from .reference import Reference
 from .render import frame_planes, render_frame, to_uint8
+from .runlog import NoLog, RunLog
 from .sheet import save_sheet
-from .typical import photo_typicality
 
-LOG_EVERY = 10
-TELL_S = 30.0
-"""A pipe gets a line so often."""
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
-MOST_PAIRS = 50
-"""Pairs that the alignment of a mixed run looks at."""
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
-
-
-@dataclass(slots=True)
-class Fixed:
-    """What is fitted once before the first step and then frozen."""
-
-    alignment: Alignment
-    cost: Cost
-    pair_scale: float
-    """Median pair loss between unrelated pictures, so pair costs and transport costs share one scale."""
-    typical: list[float] | None = None
-    """Weight of each photo among the targets (`typical.photo_typicality`); None: all alike."""
 
 
 @dataclass(slots=True)
@@ -165,7 +144,7 @@ def _train(
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
         echo("aligning the reference rendering with the photos (a few seconds)")
-    fixed = _fixed_from_state(config, state) if state else ranks.from_first(lambda: _fit_fixed(config, sources))
+    fixed = fixed_from_state(config, state) if state else ranks.from_first(lambda: fit_fixed(config, sources))
     norms: dict[str, float] = dict(state.get("norms", {}))
     photo_weights = PhotoWeights(sources.photo_names, fixed.typical)
     if state:
@@ -382,98 +361,12 @@ def with_pairs(config: TrainConfig, sources: Sources) -> TrainConfig:
     )
 
 
-def _fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
-    """Alignment from colour samples; cost scales from unrelated references and targets."""
-    if not config.unpaired:
-        return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
-    alignment = align(config, sources)
-    count = replace(config, pseudo=0.0, batch=32, accumulate=1, mode="unpaired")
-    batch = Batches(count, sources, alignment).at(CALIBRATION)
-    assert batch.raw_v is not None
-    assert batch.target is not None
-    references = Reference(alignment)(batch.raw_v)
-    cost = Cost(config.cost_strength, config.cost_weights).calibrate(references, batch.target)
-    with torch.no_grad():
-        pair_scale = float(pair_loss(references, batch.target).median())
-    return Fixed(alignment, cost, pair_scale, typicality(config, sources, alignment))
-
-
-def typicality(config: TrainConfig, sources: Sources, alignment: Alignment) -> list[float] | None:
-    """How often to draw each photo, None: all alike. Balanced transport counts every target in full.
-
-    The alignment is not fitted with it: photos that look like the raws through a first alignment would confirm it.
-    """
-    if config.psi_target == "linear" or "srgb" in sources.streamed:
-        return None
-    return photo_typicality(sources.frames, sources.photos, alignment, config.color_input)
-
-
-def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
-    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: mean w(y) of each photo."""
-    source, target = colour_samples(config, sources)
-    if not config.weighted_alignment:
-        return fit_plain_alignment(source, target)
-    pairs = [pair_colours(config, pair) for pair in sources.pairs[:MOST_PAIRS]]
-    return fit_alignment(source, target, target_weights=photo_weights, pairs=pairs)
-
-
-def pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:
-    """8x8 means [n, 3] of a pair's unaligned R(x) and of its truth, at most 200."""
-    frame, truth = pair.frame(), pair.truth()
-    planes, (y, x) = frame_planes(frame, config.color_input, 0, 4)
-    half = half_size(planes)
-    # Where the mosaic does not start with red, its grid lies a pixel off the truth's: little, of eight.
-    rows, columns = (frame.height - y) // 8, (frame.width - x) // 8
-    colours = [
-        torch.nn.functional.avg_pool2d(half, 4)[0, :, :rows, :columns],
-        torch.nn.functional.avg_pool2d(pictures([truth]), 8)[0, :, :rows, :columns],
-    ]
-    every = max(1, rows * columns // 200)
-    first, second = (c.reshape(3, -1).T[::every] for c in colours)
-    return first, second
-
-
-def colour_samples(config: TrainConfig, sources: Sources) -> tuple[list[Tensor], list[Tensor]]:
-    """Colours [n, 3] of each unaligned R(raw) and each target: 8x8 means of output pixels, at most 400 a picture."""
-    rng = np.random.default_rng(config.seed)
-    found: tuple[list[Tensor], list[Tensor]] = ([], [])
-    for frame in sources.frames:
-        planes, _ = frame_planes(frame, config.color_input, 0, 4)
-        half = half_size(planes)
-        found[0].append(_block_means(half, 4, rng))
-    for photo in sources.photos:
-        found[1].append(_block_means(pictures([photo]), 8, rng))
-    return found
-
-
-def _block_means(rgb: Tensor, block: int, rng: np.random.Generator) -> Tensor:
-    means = torch.nn.functional.avg_pool2d(rgb, block)[0].reshape(3, -1).T
-    return means[torch.from_numpy(rng.permutation(len(means))[:400])]
-
-
-def _fixed_from_state(config: TrainConfig, state: dict[str, Any]) -> Fixed:
-    saved = state["fixed"]
-    chroma = saved["chroma"]
-    return Fixed(
-        Alignment(tuple(saved["tone"]), ((chroma[0][0], chroma[0][1]), (chroma[1][0], chroma[1][1]))),
-        Cost(config.cost_strength, config.cost_weights, tuple(saved["cost_scales"])),
-        saved["pair_scale"],
-        saved.get("typical"),
-    )
-
-
 def _state(fixed: Fixed, norms: dict[str, float], sources: Sources, photo_weights: PhotoWeights) -> dict[str, Any]:
     return {
         "photo_weights": photo_weights.state(),
         "norms": norms,
         "data": sources.hashes,
-        "fixed": {
-            "tone": fixed.alignment.tone,
-            "chroma": fixed.alignment.chroma,
-            "cost_scales": fixed.cost.scales,
-            "pair_scale": fixed.pair_scale,
-            "typical": fixed.typical,
-        },
+        "fixed": fixed.state(),
     }
 
 
@@ -820,98 +713,3 @@ def _to_stderr(line: str) -> None:
 
 def _silent(line: str) -> None:
     """The echo of ranks whose messages rank 0 says already."""
-
-
-class NoLog:
-    """The log of ranks that write none."""
-
-    def add(self, step: int, values: dict[str, float]) -> None: ...
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-    def flush(self) -> None: ...
-    def close(self) -> None: ...
-
-
-class RunLog:
-    """log.jsonl, TensorBoard where installed, and the progress shown to a person."""
-
-    def __init__(self, run: Path, start: int, steps: int, echo: Callable[[str], None]) -> None:
-        self._path = run / "log.jsonl"
-        kept = []
-        if self._path.is_file():  # a resumed run repeats the steps after its checkpoint
-            lines = self._path.read_text().splitlines()
-            kept = [line for line in lines if _step_of(line) <= start]
-        write_file(self._path, "".join(line + "\n" for line in kept).encode())
-        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = _tensorboard(run)
-        self._values: dict[str, list[float]] = {}
-        self._started = self._told = time.monotonic()
-        self._first, self._steps, self._echo = start, steps, echo
-        self._bar = _bar(start, steps)
-
-    def add(self, step: int, values: dict[str, float]) -> None:
-        """Gather one step's values; write their means every ten steps, each over the steps that had it."""
-        for key, value in values.items():
-            self._values.setdefault(key, []).append(value)
-        if self._bar is not None:
-            self._bar.update(1)
-        if step % LOG_EVERY == 0 or step == self._steps:
-            means = {key: sum(found) / len(found) for key, found in self._values.items()}
-            self.write(step, means)
-            self._values.clear()
-            if self._bar is not None:
-                self._bar.set_postfix(
-                    {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
-                )
-            elif step == self._steps or time.monotonic() - self._told >= TELL_S:
-                self._told = time.monotonic()
-                rate = (step - self._first) / max(self._told - self._started, 1e-9)
-                left = f"  {duration((self._steps - step) / rate)} left" if step < self._steps else ""
-                shown = "  ".join(
-                    f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss")
-                )
-                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s{left}  {shown}")
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        """One line of log.jsonl."""
-        rounded = {key: round(value, 6) for key, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
-        if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
-        if "val_psnr_db" in values and self._bar is None:
-            self._echo(f"step {step}/{self._steps}  validation {values['val_psnr_db']:.2f} dB")
-
-    def flush(self) -> None:
-        """Bring the log on disk, before a checkpoint."""
-        self._file.flush()
-
-    def close(self) -> None:
-        """End the bar and the files."""
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _step_of(line: str) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 1 << 62  # a line cut by a kill
-
-
-def _tensorboard(run: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(run / "tensorboard"))
-
-
-def _bar(start: int, steps: int) -> Any:
-    if not sys.stderr.isatty():
-        return None
-    from tqdm import tqdm
-
-    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)

@@ -1,0 +1,113 @@
+"""What a run tells on its way: log.jsonl, TensorBoard where installed, and lines or a bar for a person."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eguot_sdk.progress import duration
+
+from .checkpoint import write_file
+
+LOG_EVERY = 10
+TELL_S = 30.0
+"""A pipe gets a line so often."""
+
+
+class NoLog:
+    """The log of ranks that write none."""
+
+    def add(self, step: int, values: dict[str, float]) -> None: ...
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+    def flush(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class RunLog:
+    """log.jsonl, TensorBoard where installed, and the progress shown to a person."""
+
+    def __init__(self, run: Path, start: int, steps: int, echo: Callable[[str], None]) -> None:
+        self._path = run / "log.jsonl"
+        kept = []
+        if self._path.is_file():  # a resumed run repeats the steps after its checkpoint
+            lines = self._path.read_text().splitlines()
+            kept = [line for line in lines if _step_of(line) <= start]
+        write_file(self._path, "".join(line + "\n" for line in kept).encode())
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        self._board = _tensorboard(run)
+        self._values: dict[str, list[float]] = {}
+        self._started = self._told = time.monotonic()
+        self._first, self._steps, self._echo = start, steps, echo
+        self._bar = _bar(start, steps)
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Gather one step's values; write their means every ten steps, each over the steps that had it."""
+        for key, value in values.items():
+            self._values.setdefault(key, []).append(value)
+        if self._bar is not None:
+            self._bar.update(1)
+        if step % LOG_EVERY == 0 or step == self._steps:
+            means = {key: sum(found) / len(found) for key, found in self._values.items()}
+            self.write(step, means)
+            self._values.clear()
+            if self._bar is not None:
+                self._bar.set_postfix(
+                    {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
+                )
+            elif step == self._steps or time.monotonic() - self._told >= TELL_S:
+                self._told = time.monotonic()
+                rate = (step - self._first) / max(self._told - self._started, 1e-9)
+                left = f"  {duration((self._steps - step) / rate)} left" if step < self._steps else ""
+                shown = "  ".join(
+                    f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss")
+                )
+                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s{left}  {shown}")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line of log.jsonl."""
+        rounded = {key: round(value, 6) for key, value in values.items()}
+        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(key, value, step)
+        if "val_psnr_db" in values and self._bar is None:
+            self._echo(f"step {step}/{self._steps}  validation {values['val_psnr_db']:.2f} dB")
+
+    def flush(self) -> None:
+        """Bring the log on disk, before a checkpoint."""
+        self._file.flush()
+
+    def close(self) -> None:
+        """End the bar and the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _step_of(line: str) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 1 << 62  # a line cut by a kill
+
+
+def _tensorboard(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(run / "tensorboard"))
+
+
+def _bar(start: int, steps: int) -> Any:
+    if not sys.stderr.isatty():
+        return None
+    from tqdm import tqdm
+
+    return tqdm(total=steps, initial=start, unit="step", dynamic_ncols=True)
