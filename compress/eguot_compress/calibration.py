@@ -31,6 +31,8 @@ CALIBRATION_CROPS = 64
 GOLDEN_CROPS = 16
 CROP = 64
 """Side of a crop in packed pixels."""
+MULTIPLE = 16
+"""Sides of smaller crops are multiples of this, which every network of the zoo takes."""
 JOINED = 128
 """Least side of joined crops: the smallest frame that every network of the zoo takes."""
 
@@ -139,8 +141,8 @@ def _draw(
     frames: list[RawFrame], truths: list[Picture] | None, config: TrainConfig, source: dict[str, Any], seed: int
 ) -> Calibration:
     largest = max(min(f.height, f.width) for f in frames) // 2 - 1
-    crop = min(CROP, largest // 8 * 8)
-    if crop < 16:
+    crop = min(CROP, largest // MULTIPLE * MULTIPLE)
+    if crop < MULTIPLE:
         raise UsageError("calibration: every raw is smaller than 34 px on a side; give larger ones")
     crops = RawCrops(frames, config.color_input, crop, truths)
     planes, _ = _sample(crops, CALIBRATION_CROPS, np.random.default_rng([seed, 1]))

@@ -10,9 +10,12 @@ import torch
 
 from eguot_compress.calibration import CALIBRATION_CROPS, GOLDEN_CROPS, load_calibration
 from eguot_sdk.errors import UsageError
-from eguot_sdk.pairs import list_pairs
+from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.config import TrainConfig
 from eguot_train.data.prepare import prepare
+from eguot_train.data.scenes import make_scene
+from eguot_train.data.synth import SynthCamera
+from eguot_train.isps import ISPS
 
 CONFIG = TrainConfig(mode="supervised")
 
@@ -95,3 +98,15 @@ def test_joined_crops_are_the_same_crops_on_larger_pictures(pairs: Path) -> None
     assert found.truths is not None
     assert torch.equal(joined.truths[1, :, 2 * side :, : 2 * side], found.truths[6])
     assert float(joined.ramp[0, 0, 0, -1]) == 1
+
+
+@pytest.mark.parametrize("side", [50, 58, 98])
+def test_crops_of_small_raws_suit_every_network(side: int, tmp_path: Path) -> None:
+    scene = make_scene(0, side, side)
+    write_pair(tmp_path, "small", SynthCamera.from_seed(1).shoot(scene, "small"), scene)
+    crop = load_calibration(CONFIG, tmp_path).tiles.shape[-1]
+    with torch.device("meta"):
+        multiples = {make().multiple for make in ISPS.values()}
+    assert max(multiples) > 8
+    assert all(crop % multiple == 0 for multiple in multiples)
+    assert crop > side / 4

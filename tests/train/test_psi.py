@@ -10,8 +10,10 @@ import torch
 from toy_transport import divergence
 
 from eguot_sdk.errors import UsageError
-from eguot_train.psi import CURVATURE, FAMILIES, Family, Psi
+from eguot_train.psi import FAMILIES, Family, Psi
 
+CURVATURE: dict[Family, float] = {"kl": 1.0, "chi2": 2.0, "softplus": 2.0}
+"""Psi''(1), METHOD.md 1.3; that of the linear family is infinite."""
 GRID = torch.linspace(-6, 6, 2001, dtype=torch.float64)
 
 

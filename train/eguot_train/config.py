@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.spec import ColorInput
 
+from .cost import WEIGHTS
 from .psi import Family
 
 Mode = Literal["unpaired", "paired", "mixed", "supervised"]
@@ -91,7 +92,7 @@ class TrainConfig:
     alpha_fraction: float = 0.1
     cost_strength: float = 1.0
     """Cost of unrelated content in units of the divergence."""
-    cost_weights: tuple[float, float, float, float, float] = (0.0, 0.25, 0.10, 0.65, 0.0)
+    cost_weights: tuple[float, float, float, float, float] = WEIGHTS
     """Shares of pixels (C0), low-pass (C1), mean colour (DC), structure (C2) and texture (C3)."""
     potential_width: int = 16
     """Channels of the potential's first block."""

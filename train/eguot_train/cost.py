@@ -27,6 +27,8 @@ TEXTURE_POOL = 4
 TEXTURE_FLOOR = 0.01
 
 Five = tuple[float, float, float, float, float]
+WEIGHTS: Five = (0.0, 0.25, 0.10, 0.65, 0.0)
+"""Shares of the terms, in the order of `cost_terms`."""
 
 
 def luma(rgb: Tensor) -> Tensor:
@@ -90,8 +92,8 @@ def cost_terms(reference: Tensor, rgb: Tensor, *, texture: bool = True) -> Tenso
 class Cost:
     """c(R(x), y) = strength * sum_i weights[i] * term_i / scales[i]; terms as in `cost_terms`."""
 
-    strength: float = 4.0
-    weights: Five = (0.0, 0.25, 0.10, 0.65, 0.0)
+    strength: float = 1.0
+    weights: Five = WEIGHTS
     scales: Five = (1.0, 1.0, 1.0, 1.0, 1.0)
 
     def __call__(self, reference: Tensor, rgb: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,10 +18,8 @@ from torch.nn import functional as F
 from eguot_sdk.errors import UsageError
 
 Family = Literal["linear", "kl", "chi2", "softplus"]
-FAMILIES: tuple[Family, ...] = ("linear", "kl", "chi2", "softplus")
+FAMILIES: tuple[Family, ...] = get_args(Family)
 KL_CLAMP = 10.0
-CURVATURE: dict[Family, float] = {"linear": math.inf, "kl": 1.0, "chi2": 2.0, "softplus": 2.0}
-"""Psi''(1): how strongly a departure from mass 1 is resisted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from .crops import PhotoCrops, Picture, RawCrops
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .found import found_pairs
 from .pseudo import PseudoRaws
-from .samples import HELD_BYTES, frame_of, items_hash, photo_of, read_pair
+from .samples import HELD_BYTES, bytes_of, frame_of, items_hash, photo_of, read_pair
 from .shards import ShardSample, ShardStream, is_shards, shard_files
 from .window import ItemStream, Role, Stream, Window
 
@@ -211,7 +211,7 @@ def _read(
             continue
         found.append(value)
         names.append(item.files()[-1 if role == "srgb" else 0].name)
-        held += _bytes_of(value)
+        held += bytes_of((value.raw, value.picture) if isinstance(value, HeldPair) else value)
         if held > HELD_BYTES or (len(found) == TRIED and held / TRIED * len(items) > HELD_BYTES):
             first = _stream_items(config, sources, role, items, glance, held // len(found))
             return [""] * len(first), first
@@ -267,12 +267,6 @@ def _stream(
     found = Window(first, size, read).at(0)
     sources.skipped += first.skipped
     return found
-
-
-def _bytes_of(value: Any) -> int:
-    if isinstance(value, HeldPair):
-        return value.raw.mosaic.nbytes + value.picture.nbytes
-    return int(value.mosaic.nbytes if isinstance(value, RawFrame) else value.nbytes)
 
 
 def _held_pair(item: Item) -> PairLike:

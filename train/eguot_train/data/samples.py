@@ -63,7 +63,7 @@ def read_held(samples: Sequence[Listed], read: Callable[[Listed], T]) -> tuple[l
             skipped.append(str(error))
             continue
         if not found:
-            step = max(1, -(-len(samples) * _bytes_of(value) // HELD_BYTES))
+            step = max(1, -(-len(samples) * bytes_of(value) // HELD_BYTES))
         found.append(value)
     return found, skipped
 
@@ -108,7 +108,8 @@ def read_pair(sample: PairLike) -> tuple[RawFrame, Picture]:
     return frame, truth
 
 
-def _bytes_of(value: Any) -> int:
+def bytes_of(value: Any) -> int:
+    """Memory that a raw, a picture or a tuple of both takes."""
     if isinstance(value, tuple):
-        return sum(map(_bytes_of, value))
+        return sum(map(bytes_of, value))
     return int(value.mosaic.nbytes if isinstance(value, RawFrame) else value.nbytes)
