@@ -5,7 +5,8 @@ RUN/log.jsonl              one object per logged step
 RUN/checkpoints/NNNNNN.safetensors
     net.* ema.* potential.*       weights
     opt_net.I.K opt_potential.I.K optimiser state K of parameter I
-    metadata `state`              JSON: step, norms, alignment, cost scales, data hashes
+    committee.*                   the experts with their statistics and optimiser, where there are any
+    metadata `state`              JSON: step, norms, what was fitted (`fits`), weights of photos, data hashes
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ def _open_run(
     if not found:
         return 0, {}, {}
     tensors, state = read_checkpoint(found[-1])
-    if not {"fixed", "norms", "data"} <= set(state):
+    if not {"fixed", "norms", "data", "photo_weights"} <= set(state):
         raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
     for key in (f.name for f in fields(config)):
         before, now = getattr(saved, key), getattr(config, key)
