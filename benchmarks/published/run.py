@@ -29,6 +29,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 
+from eguot_sdk.errors import EguotError
 from eguot_sdk.evaluation import Evaluation, Protocol, evaluate
 from eguot_sdk.output import write_image
 from eguot_sdk.pairs import PairLike
@@ -254,4 +255,8 @@ def main(
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except EguotError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(error.exit_code) from None

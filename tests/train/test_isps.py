@@ -291,6 +291,7 @@ def test_the_command_lists_every_architecture(monkeypatch: pytest.MonkeyPatch) -
     assert [name for name, row in rows.items() if "training" in row] == [*family, "syenet"]
     assert set(rows["lan"]) == {"name", "parameters", "macs_per_pixel", "halo", "global_context", "mobile_safe"}
     assert rows["robustisp"]["macs_per_pixel"] == 396
+    assert all(rows[name]["training"]["macs_per_pixel"] == rows[name]["macs_per_pixel"] > 0 for name in family)
     few = ("qisp-s", "syenet")
     monkeypatch.setattr("eguot_train.isps.ISPS", {name: ISPS[name] for name in few})
     text = CliRunner().invoke(command, [])

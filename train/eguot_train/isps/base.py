@@ -107,6 +107,7 @@ def macs_per_pixel(net: IspNet, side: int = 128) -> float:
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         nonlocal total
+        module = getattr(module, "computes_as", module)
         if isinstance(module, nn.Linear):
             total += module.weight.numel() * (output.numel() // module.out_features)
         elif isinstance(module, nn.Conv2d | PackedConv2d):

@@ -95,6 +95,11 @@ class Shared(nn.Module):
         summed = self.summed()
         return F.conv2d(maps, summed["weight"], summed["bias"], self.own.stride, self.own.padding)
 
+    @property
+    def computes_as(self) -> nn.Conv2d:
+        """The convolution whose multiply-adds these are; summing the weights costs nothing per pixel."""
+        return self.own
+
     def summed(self) -> dict[str, Tensor]:
         """Weight and bias of the one convolution that equals this."""
         weight, bias = self.at_places.weight, self.at_places.bias
