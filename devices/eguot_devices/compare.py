@@ -190,6 +190,7 @@ def budget_lines(device: DeviceReport, budget_ms: float) -> list[str]:
             lines.append(f"{model.name}: takes {time_ms:.1f} ms, {time_ms - budget_ms:.1f} too long")
         else:
             fitting.append((model, time_ms))
+    lines += [f"{failure.name}: could not be measured" for failure in device.failed]
     if not fitting:
         return [f"nothing fits into {budget_ms:g} ms on {device.device}", *lines]
     best, time_ms = max(fitting, key=lambda f: (f[0].accuracy.psnr_db if f[0].accuracy else 0.0, -f[1]))
@@ -201,7 +202,6 @@ def budget_lines(device: DeviceReport, budget_ms: float) -> list[str]:
             )
         elif model is not best:
             lines.append(f"{model.name}: fits ({took:.1f} ms), slower")
-    lines += [f"{failure.name}: could not be measured" for failure in device.failed]
     what = "frame" if best.frame is not None else "tile"
     return [
         f"best within {budget_ms:g} ms a {what} on {device.device}: {best.name} ({time_ms:.1f} ms{quality})",
