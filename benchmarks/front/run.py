@@ -146,18 +146,20 @@ def train(out: Path, isps: str, shapes: str, steps: int, seed: int, photos: Path
 def measure(out: Path) -> None:
     """Latency of every file of the first seed, one after the other: it does not depend on the weights."""
     records = {path.parent: json.loads(path.read_text()) for path in sorted(out.glob("*-seed0/quality.json"))}
-    best: dict[Path, dict[str, Any]] = {folder: {} for folder in records}
+    times: dict[tuple[Path, str], list[tuple[float, float]]] = {}
     for _ in range(ROUNDS):
         for folder, record in records.items():
             for precision in ("w8a8", "fp32"):
                 if f"{precision}_file" in record:
-                    ms, spread = latency_ms(folder / record[f"{precision}_file"])
-                    if ms < best[folder].get(precision, {"ms_per_megapixel": ms + 1})["ms_per_megapixel"]:
-                        best[folder][precision] = {"ms_per_megapixel": ms, "spread_ms": spread}
-    for folder, found in best.items():
-        for precision, figures in found.items():
-            ms, spread = figures["ms_per_megapixel"], figures["spread_ms"]
-            click.echo(f"{folder.name} {precision}: {ms:.1f} ms per megapixel, quartiles {spread:.1f} apart")
+                    measured = latency_ms(folder / record[f"{precision}_file"])
+                    times.setdefault((folder, precision), []).append(measured)
+    for folder in records:
+        found = {}
+        for precision in ("w8a8", "fp32"):
+            if (folder, precision) in times:
+                ms, spread = min(times[folder, precision])
+                found[precision] = {"ms_per_megapixel": ms, "spread_ms": spread}
+                click.echo(f"{folder.name} {precision}: {ms:.1f} ms per megapixel, quartiles {spread:.1f} apart")
         (folder / "latency.json").write_text(json.dumps(found, indent=1))
 
 
