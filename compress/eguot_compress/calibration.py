@@ -24,6 +24,7 @@ from eguot_train.data.samples import frame_of, list_samples, read_held, read_pai
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 from eguot_train.data.window import Role
+from eguot_train.isps.base import IspNet
 
 T = TypeVar("T")
 MAX_FRAMES = 24
@@ -56,8 +57,12 @@ class Calibration:
         truths = None if self.truths is None else _canvas(self.truths, 2 * side)
         return replace(self, golden=torch.cat([canvas, grey_ramp(side)]), truths=truths)
 
+    def suited_to(self, net: IspNet) -> Calibration:
+        """Itself, or `joined` for a network whose output depends on the whole frame."""
+        return self.joined() if net.global_context else self
+
     def joined(self) -> Calibration:
-        """The same crops four by four on larger pictures: for networks whose output depends on the whole frame."""
+        """The same crops four by four on larger pictures."""
         side = max(JOINED, 2 * self.golden.shape[-1])
 
         def joined(crops: Tensor, side: int) -> Tensor:

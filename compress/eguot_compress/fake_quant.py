@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from eguot_sdk.errors import CheckpointError, EguotError
 from eguot_train.isps.microisp import at_least
+from eguot_train.isps.packed import ShuffledConv2d, shuffled
 
 Bits = Literal[8, 16]
 PERCENTILE = 99.99
@@ -37,15 +38,26 @@ TRIFLE = 4e-6
 """More than float32 loses, too little to reach the next 1/256 of a step."""
 SAMPLES_PER_CALL = 1 << 14
 
+
+@fx.wrap
+def in_file_shuffled(maps: Tensor, block: int) -> Tensor:
+    """A reshape that stands for DEPTH_TO_SPACE until `tflite_edits` writes it: of the right size, in any type."""
+    batch, channels, height, width = maps.shape
+    last = maps.permute(0, 2, 3, 1).reshape(batch, height * block, width * block, channels // block**2)
+    return last.permute(0, 3, 1, 2)
+
+
 _RELU_LIKE: set[Any] = {nn.ReLU, nn.ReLU6, F.relu, F.relu6, torch.relu, "relu", "relu_"}
 ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACTS: set[Any] = {operator.sub, torch.sub, "sub"}
 MULTIPLIES: set[Any] = {operator.mul, torch.mul, "mul", "mul_"}
 _ELEMENTWISE: set[Any] = ADDS | SUBTRACTS | MULTIPLIES
-_VALUE: set[Any] = {nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+_SHUFFLES: set[Any] = {shuffled, in_file_shuffled}
+_VALUE: set[Any] = {nn.Conv2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
-                         at_least, operator.getitem, "flatten", "view", "reshape", "permute", "contiguous"}  # fmt: skip
+                         at_least, *_SHUFFLES, operator.getitem, "flatten", "view", "reshape", "permute",
+                         "contiguous"}  # fmt: skip
 _CONCAT: set[Any] = {torch.cat, torch.concat}
 _FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
                                         "sigmoid": (1 / 256, -128), nn.Tanh: (1 / 128, 0),
@@ -204,10 +216,9 @@ class QuantConv(nn.Module):
     export_steps: Tensor | None
     fixed_scale: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d | nn.ConvTranspose2d | nn.Linear) -> None:
+    def __init__(self, conv: nn.Conv2d | nn.Linear) -> None:
         super().__init__()
         self.conv = conv
-        self.axis = 1 if isinstance(conv, nn.ConvTranspose2d) else 0
         self.exporting = False
         self.enabled = True
         self.source: tuple[FakeQuant, ...] = ()
@@ -215,7 +226,7 @@ class QuantConv(nn.Module):
         self.target: tuple[FakeQuant, ...] = ()
         """That of its output."""
         self.as_kernels = False
-        channels = conv.weight.shape[self.axis]
+        channels = len(conv.weight)
         self.register_buffer("fixed_scale", None, persistent=False)
         self.register_buffer("export_steps", None, persistent=False)
         self.register_buffer("export_bias", None, persistent=False)
@@ -226,8 +237,7 @@ class QuantConv(nn.Module):
         """float32 [output channels]. A dead channel gets a step that keeps its bias within int32."""
         if self.fixed_scale is not None:
             return self.fixed_scale
-        other = [d for d in range(self.conv.weight.ndim) if d != self.axis]
-        largest = self.conv.weight.detach().abs().amax(other)
+        largest = self.conv.weight.detach().abs().flatten(1).amax(1)
         floor = torch.full_like(largest, 1e-7)
         if self.conv.bias is not None:
             floor = torch.maximum(floor, self.conv.bias.detach().abs() * 1e-5)
@@ -235,8 +245,9 @@ class QuantConv(nn.Module):
 
     def steps(self) -> Tensor:
         """The weights as whole numbers of steps, int8."""
-        shape = [-1 if d == self.axis else 1 for d in range(self.conv.weight.ndim)]
-        inverse = (1.0 / self.scales()).reshape(shape)  # as torch rounds: a product, not a quotient
+        inverse = (1.0 / self.scales()).reshape(
+            [-1] + [1] * (self.conv.weight.ndim - 1)
+        )  # as torch rounds: a product, not a quotient
         return torch.clamp(torch.round(self.conv.weight.detach().float() * inverse), -127, 127).to(torch.int8)
 
     def weight(self) -> Tensor:
@@ -244,7 +255,7 @@ class QuantConv(nn.Module):
         weight = self.conv.weight
         if self.exporting:
             qd = torch.ops.quantized_decomposed
-            args = (self.export_scale, self.export_zero, self.axis, -127, 127, torch.int8)
+            args = (self.export_scale, self.export_zero, 0, -127, 127, torch.int8)
             steps = self.export_steps if self.export_steps is not None else qd.quantize_per_channel(weight, *args)
             stored: Tensor = qd.dequantize_per_channel(steps, *args)
             return stored
@@ -252,9 +263,9 @@ class QuantConv(nn.Module):
             return weight
         scale = self.scales()
         if weight.dtype == torch.float64:
-            return self.steps() * scale.double().reshape([-1 if d == self.axis else 1 for d in range(weight.ndim)])
+            return self.steps() * scale.double().reshape([-1] + [1] * (weight.ndim - 1))
         zero = torch.zeros(scale.shape, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, self.axis, -127, 127)
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -127, 127)
 
     def bias(self) -> Tensor | None:
         """The bias as the file will hold it, in float; None where the layer has none. Gradients pass."""
@@ -289,11 +300,6 @@ class QuantConv(nn.Module):
         conv = self.conv
         if isinstance(conv, nn.Linear):
             return F.linear(x, weight, bias)
-        if isinstance(conv, nn.ConvTranspose2d):
-            assert not isinstance(conv.padding, str)
-            return F.conv_transpose2d(
-                x, weight, bias, conv.stride, conv.padding, conv.output_padding, conv.groups, conv.dilation
-            )
         return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
@@ -310,10 +316,10 @@ class QuantState:
     float_layers: tuple[str, ...] = ()
     """Convolutions left in float."""
 
-    def reordered(self, layer: str, order: Sequence[int]) -> QuantState:
-        """The state after the output channels of `layer` were put in another order."""
-        scales = self.weights[layer]
-        return dataclasses.replace(self, weights={**self.weights, layer: tuple(scales[i] for i in order)})
+    def reordered(self, orders: Mapping[str, Sequence[int]]) -> QuantState:
+        """The state after the output channels of some layers were put in another order."""
+        moved = {layer: tuple(self.weights[layer][i] for i in order) for layer, order in orders.items()}
+        return dataclasses.replace(self, weights={**self.weights, **moved})
 
 
 class QuantBody(nn.Module):
@@ -436,10 +442,11 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     """
     graph_module = trace_body(net)
     modules = dict(graph_module.named_modules())
+    _shuffle_late(graph_module, modules)
     if bits is not None:
         _insert_quantisers(graph_module, modules, bits)
     for path, module in modules.items():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Linear):
             graph_module.set_submodule(path, QuantConv(module))
     for node in graph_module.graph.nodes:
         layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -450,6 +457,24 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     graph_module.graph.lint()
     graph_module.recompile()
     return QuantBody(graph_module, bits).train(net.training)
+
+
+def _shuffle_late(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Swap every shuffle with the ReLU after it: same numbers, and the ReLU is part of the convolution before both."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if kind_of(node, modules) not in _RELU_LIKE and _slope(node, modules) is None:
+            continue
+        shuffle = node.args[0]
+        if kind_of(shuffle, modules) not in _SHUFFLES or len(shuffle.users) != 1:
+            continue
+        maps = shuffle.args[0]
+        with graph.inserting_before(shuffle):
+            active = graph.node_copy(node, {shuffle: maps}.__getitem__)
+            late = graph.node_copy(shuffle, {maps: active}.__getitem__)
+        node.replace_all_uses_with(late)
+        graph.erase_node(node)
+        graph.erase_node(shuffle)
 
 
 def _quantiser(graph_module: fx.GraphModule, node: fx.Node) -> tuple[FakeQuant, ...]:
@@ -596,23 +621,44 @@ def ending_in_convolution(net: nn.Module) -> nn.Module:
     return _Ended(net, 3 * int(net.shuffle) ** 2).eval()  # type: ignore[arg-type]
 
 
-def file_order(block: int) -> list[int]:
+def file_order(block: int, channels: int = 3) -> list[int]:
     """Channel of pixel_shuffle order for each channel of DEPTH_TO_SPACE (DCR) order."""
-    return [c * block * block + ij for ij in range(block * block) for c in range(3)]
+    return [c * block * block + ij for ij in range(block * block) for c in range(channels)]
 
 
-def permute_tail(net: nn.Module, block: int) -> nn.Module:
-    """A copy of `net` whose last convolution writes DEPTH_TO_SPACE (DCR) order instead of pixel_shuffle order."""
-    twin = copy.deepcopy(net)
+def orders(net: nn.Module) -> dict[str, list[int]]:
+    """Path of every convolution before a shuffle, the one at the end too -> its channels in `file_order`."""
     path = last_convolution(net)
     assert path is not None, "ending_in_convolution comes first"
-    conv = twin.get_submodule(path)
-    assert isinstance(conv, nn.Conv2d)
-    order = torch.tensor(file_order(block))
-    with torch.no_grad():
-        conv.weight.copy_(conv.weight[order])
-        if conv.bias is not None:
-            conv.bias.copy_(conv.bias[order])
+    inner = {f"{p}.conv": m for p, m in net.named_modules() if isinstance(m, ShuffledConv2d)}
+    found = {p: file_order(m.block, m.conv.out_channels // m.block**2) for p, m in inner.items()}
+    return {path: file_order(int(net.shuffle)), **found}  # type: ignore[arg-type]
+
+
+class _InFileOrder(nn.Module):
+    """A ShuffledConv2d whose convolution writes DEPTH_TO_SPACE order. Its picture is one in the file only."""
+
+    def __init__(self, layer: ShuffledConv2d) -> None:
+        super().__init__()
+        self.block, self.conv = layer.block, layer.conv
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return in_file_shuffled(self.conv(maps), self.block)
+
+
+def in_file_order(net: nn.Module) -> nn.Module:
+    """A copy of `net` whose convolutions before a shuffle write DEPTH_TO_SPACE (DCR) order."""
+    twin = copy.deepcopy(net)
+    for path, order in orders(net).items():
+        conv = twin.get_submodule(path)
+        assert isinstance(conv, nn.Conv2d)
+        with torch.no_grad():
+            conv.weight.copy_(conv.weight[order])
+            if conv.bias is not None:
+                conv.bias.copy_(conv.bias[order])
+    for path, module in net.named_modules():
+        if isinstance(module, ShuffledConv2d):
+            twin.set_submodule(path, _InFileOrder(twin.get_submodule(path)))  # type: ignore[arg-type]
     return twin
 
 

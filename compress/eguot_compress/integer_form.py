@@ -1,17 +1,21 @@
-"""The form a network takes before it is quantised: layers without an integer form, written out in ones that have it.
+"""The forms a network takes before it is converted: with layers that converters take, then that have integer kernels.
 
-The numbers stay the same. PReLU with a slope per channel is relu(x) (1 - a) + x a: two depthwise 1x1 convolutions and
-a sum. Their weights are one per channel, so int8 holds them exactly. With one slope it is a leaky ReLU.
+The numbers stay the same. In the first, layers are written out and the body ends in a convolution, whose channels files
+put in an order of their own. In the second, PReLU with a slope per channel is relu(x) (1 - a) + x a: two depthwise
+convolutions and a sum. Their weights are one per channel, so int8 holds them exactly. With one slope it is leaky ReLU.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from eguot_compress.fake_quant import ending_in_convolution
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.packed import written_out
 
 
 class SlopedRelu(nn.Module):
@@ -34,8 +38,13 @@ class SlopedRelu(nn.Module):
         return total
 
 
+def float_form(net: IspNet) -> IspNet:
+    """`net` as deployed and as float files hold it; `net` itself where nothing has to change."""
+    return cast("IspNet", ending_in_convolution(written_out(net.deploy()).eval()))
+
+
 def integer_form(net: IspNet) -> IspNet:
-    """A copy of `net` that can be quantised, or `net` itself where nothing has to change."""
+    """A copy of a `float_form` that can be quantised, or it itself where nothing has to change."""
     found = {name: module for name, module in net.named_modules() if isinstance(module, nn.PReLU)}
     if not found:
         return net

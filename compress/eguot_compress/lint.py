@@ -203,9 +203,9 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Findin
         )  # fmt: skip
     if kind in (nn.ConvTranspose2d, F.conv_transpose2d):
         yield Finding(
-            severity="warning", targets=_TFLITE, where=_where(node),
-            what="a transposed convolution ties a file to one tile (another crashes tflite-runtime 2.14); "
-            "use a larger tail shuffle",
+            severity="error", targets=_TFLITE, where=_where(node),
+            what="a transposed convolution that does not make maps exactly `stride` times as large, alike both ways "
+            "and undilated, ties a file to one tile; choose kernel and padding so that it does",
         )  # fmt: skip
     if kind in _SQUASHES and _reaches_output(node):
         yield Finding(

@@ -23,8 +23,9 @@ from eguot_train.isps.base import IspNet
 
 from .calibration import load_calibration
 from .fake_quant import Bits, QuantBody, QuantConv, QuantState, calibrate, quantise_body
+from .integer_form import float_form, integer_form
 from .material import Folders
-from .quant_run import building, refuse_existing, save_derived, trainable_net
+from .quant_run import building, refuse_existing, save_derived
 
 DAMPING = 1e-3
 HALF_TILES = 16
@@ -213,8 +214,8 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     run, folders = Path(run), folders or Folders()
     refuse_existing(out)
     loaded = load_run(run)
-    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
-    net = trainable_net(loaded)
+    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed).suited_to(loaded.net)
+    net = integer_form(float_form(loaded.net))
     quantised = post_train(net, calibration.tiles, bits=8)
     made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
     with building(out) as folder:

@@ -16,9 +16,10 @@ from eguot_train.checkpoint import LoadedRun, load_run
 from .calibration import load_calibration
 from .fake_quant import QuantIsp, quantise_body
 from .finetune import FineTune, fine_tune
+from .integer_form import float_form, integer_form
 from .material import Folders, Material
 from .ptq import post_train
-from .quant_run import building, refuse_existing, save_derived, trainable_net
+from .quant_run import building, refuse_existing, save_derived
 from .teachers import load_teacher
 
 STEPS = 1500
@@ -49,8 +50,8 @@ def qat(
     loaded = load_run(run)
     guide = load_teacher(teacher, loaded) if teacher is not None else loaded
     material = Material(loaded, folders, seed=seed, batch=BATCH)
-    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed)
-    net, state = post_train(trainable_net(loaded), calibration.tiles, bits=8)
+    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed).suited_to(loaded.net)
+    net, state = post_train(integer_form(float_form(loaded.net)), calibration.tiles, bits=8)
     body = quantise_body(net, bits=8)
     body.load_state(state)
 

@@ -37,10 +37,9 @@ from eguot_train.checkpoint import (
 )
 from eguot_train.config import TrainConfig
 from eguot_train.isps.base import IspNet
-from eguot_train.isps.packed import written_out
 
-from .fake_quant import QuantState, last_convolution
-from .integer_form import integer_form
+from .fake_quant import QuantState
+from .integer_form import float_form, integer_form
 
 FILE = "quantisation.json"
 VERSION = 2
@@ -54,17 +53,6 @@ def refuse_existing(out: Path) -> None:
     """Raises UsageError where `out` is there already: results of hours are not overwritten."""
     if out.exists():
         raise UsageError(f"{out} exists already; give another --out or delete it")
-
-
-def trainable_net(loaded: LoadedRun) -> IspNet:
-    """The run's network as deployed, where a run can hold its int8 form. Raises UsageError where it cannot."""
-    net = loaded.net.deploy().eval()
-    if written_out(net) is not net or integer_form(net) is not net or last_convolution(net) is None:
-        raise UsageError(
-            f"{loaded.config.isp} is rebuilt when it is converted, so a run cannot hold its int8 form: "
-            "convert the float run with --precision w8a8, which quantises after training"
-        )
-    return net
 
 
 @contextmanager
@@ -138,7 +126,7 @@ def load_scales(run: Path) -> QuantState | None:
 
 
 def load_quantised(run: Path, net: IspNet) -> tuple[IspNet, QuantState] | None:
-    """The int8 form of a quantised run whose float network is `net`, as deployed; None for a float run.
+    """The int8 form of a quantised run whose float network is `net`; None for a float run.
 
     Raises CheckpointError.
     """
@@ -146,6 +134,6 @@ def load_quantised(run: Path, net: IspNet) -> tuple[IspNet, QuantState] | None:
     if state is None:
         return None
     newest = checkpoints(run)[-1]
-    rounded = copy.deepcopy(net.deploy())
+    rounded = copy.deepcopy(integer_form(float_form(net)))
     load_weights(rounded, part(PART, read_checkpoint(newest)[0]), newest.name)
     return rounded.eval(), state

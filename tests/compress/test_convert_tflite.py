@@ -237,7 +237,7 @@ def test_a_file_of_another_network_is_found_out(
 def test_swapped_tail_channels_are_found_out(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from eguot_compress.convert import tflite
 
-    monkeypatch.setattr(tflite, "permute_tail", lambda net, block: net)
+    monkeypatch.setattr(tflite, "in_file_order", lambda net: net)
     with pytest.raises(GateError, match="dB to torch"):
         convert(run, tmp_path)
 

@@ -16,11 +16,12 @@ from eguot_compress.fake_quant import (
     QuantLeaky,
     QuantState,
     calibrate,
-    permute_tail,
+    in_file_order,
     quantise_body,
 )
 from eguot_sdk.errors import EguotError
 from eguot_train.isps.base import IspNet
+from eguot_train.isps.packed import written_out
 
 
 def calibrated(net: IspNet, pictures: Tensor, bits: int = 8) -> QuantBody:
@@ -134,15 +135,15 @@ def test_outliers_do_not_set_an_int8_range_but_set_an_int16_one() -> None:
 
 def test_weights_are_rounded_per_output_channel() -> None:
     torch.manual_seed(0)
-    for conv, axis in ((nn.Conv2d(3, 5, 3), 0), (nn.ConvTranspose2d(3, 5, 3), 1)):
+    for conv in (nn.Conv2d(3, 5, 3), nn.Linear(3, 5)):
         with torch.no_grad():
-            conv.weight.mul_(torch.linspace(0.1, 2, 5).reshape([-1 if d == axis else 1 for d in range(4)]))
+            conv.weight.mul_(torch.linspace(0.1, 2, 5).reshape([-1] + [1] * (conv.weight.ndim - 1)))
         quant = QuantConv(conv)
         weight = conv.weight.detach().numpy()
-        largest = np.abs(weight).max(axis=tuple(d for d in range(4) if d != axis), keepdims=True)
+        largest = np.abs(weight).max(axis=tuple(range(1, weight.ndim)), keepdims=True)
         expected = np.rint(weight / (largest / 127)) * (largest / 127)
         np.testing.assert_allclose(quant.weight().detach().numpy(), expected, atol=1e-6)
-        x = torch.rand(1, 3, 8, 8)
+        x = torch.rand(1, 3, 8, 8) if isinstance(conv, nn.Conv2d) else torch.rand(4, 3)
         quant.enabled = False
         torch.testing.assert_close(quant(x), conv(x))
 
@@ -210,11 +211,45 @@ def test_state_of_another_network_is_refused(tiny: IspNet) -> None:
         quantise_body(tiny).load_state(QuantState(bits=8, activations={"q_input": (1 / 255, -128)}, weights={}))
 
 
-def test_permuted_tail_is_depth_to_space_order(tiny: IspNet, pictures: Tensor) -> None:
-    body = permute_tail(tiny, 2).body(pictures).detach().numpy()  # type: ignore[operator]
-    n, _, h, w = body.shape
-    dcr = body.reshape(n, 2, 2, 3, h, w).transpose(0, 3, 4, 1, 5, 2).reshape(n, 3, 2 * h, 2 * w)
-    np.testing.assert_allclose(dcr, F.pixel_shuffle(tiny.body(pictures), 2).detach().numpy(), atol=1e-6)
+class _Doubled(IspNet):
+    name, shuffle, halo, multiple = "doubled", 2, 4, 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(4, 8, 3, 2, 1), nn.ConvTranspose2d(8, 5, 3, 2, 1, output_padding=1)
+        self.tail = nn.Conv2d(5, 12, 1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(F.leaky_relu(self.up(self.down(planes)), 0.2))  # type: ignore[no-any-return]
+
+
+def depth_to_space(maps: Tensor) -> np.ndarray:
+    """As TensorFlow's specification has it: phases outermost among channels."""
+    n, c, h, w = maps.shape
+    cut = maps.detach().numpy().reshape(n, 2, 2, c // 4, h, w)
+    return cut.transpose(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+
+
+def test_convolutions_before_a_shuffle_come_in_depth_to_space_order(pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    net = written_out(_Doubled().eval())
+    ordered = in_file_order(net)
+    x = torch.randn(1, 8, 6, 7)
+    inner: Tensor = ordered.up.conv(x)  # type: ignore[operator, union-attr]
+    np.testing.assert_allclose(depth_to_space(inner), net.up(x).detach().numpy(), atol=1e-6)
+    tail: Tensor = ordered.tail(x[:, :5])  # type: ignore[operator]
+    np.testing.assert_allclose(depth_to_space(tail), F.pixel_shuffle(net.tail(x[:, :5]), 2).detach().numpy(), atol=1e-6)
+
+
+def test_a_shuffle_goes_behind_its_relu(pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    net = _Doubled().eval()
+    body = quantise_body(written_out(net))
+    body.enable(False)
+    torch.testing.assert_close(body(pictures), net.body(pictures))
+    assert len(body.leaky()) == 1  # tied to its neighbours, as it is without a shuffle
+    calls = [str(node.target) for node in body.graph_module.graph.nodes]
+    assert calls.index("leaky_leaky_relu_1") < next(i for i, call in enumerate(calls) if "shuffled" in call)
 
 
 class _WithSilu(nn.Module):

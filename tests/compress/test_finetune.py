@@ -102,6 +102,20 @@ def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -
     assert result.parity.twin.over_2_lsb <= 0.002
 
 
+@pytest.mark.parametrize("isp", ["unet32", "lan"])
+def test_networks_that_are_written_out_can_be_trained_with_rounding(
+    make_run: Callable[..., Path], isp: str, pairs: Path, tmp_path: Path
+) -> None:
+    """Transposed and packed convolutions become plain ones: the run holds them so."""
+    run = make_run(tmp_path / "run", isp=isp)
+    out = qat(run, tmp_path / "trained", folders=Folders(pairs=pairs), steps=2, seed=1)
+    before, after = load_run(run).net.state_dict(), load_run(out).net.state_dict()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+    (result,) = convert(out, tmp_path / "files", precisions=["w8a8"])
+    assert result.problem is None
+    assert result.parity.twin.max_lsb <= 1.001
+
+
 def test_a_run_trained_with_rounding_is_measured_against_its_float_network(
     run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,17 @@ class _Rank5(_Body):
         return x.reshape(1, 3, 4, x.shape[2], x.shape[3]).flatten(1, 2)
 
 
+class _Odd(_Body):
+    """A transposed convolution whose maps are one row and column more than twice as large."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(12, 12, 3, stride=2)
+
+    def middle(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.up(x), 2)
+
+
 class _Prelu(_Body):
     def __init__(self) -> None:
         super().__init__()
@@ -82,6 +93,7 @@ class _NoHalo(_Body):
         (_Shuffled, "rank-6", "error"),
         (_Sliced, "GATHER_ND", "error"),
         (_Rank5, "rank 5", "error"),
+        (_Odd, "transposed convolution", "error"),
         (_Prelu, "PReLU has no fast int8", "warning"),
         (_Normed, "statistics", "error"),
         (_Squashed, "at the end", "warning"),

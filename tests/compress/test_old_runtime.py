@@ -21,7 +21,7 @@ from eguot_compress.parity import run_tflite
 from eguot_sdk.ispfile import read_spec
 
 PRECISIONS = ("fp32", "fp16", "w8", "w8a8", "w8a16")
-SIZES = ((16, 16), (34, 50), (96, 20))
+SIZES = ((16, 16), (40, 56), (96, 24))
 SCRIPT = """
 import sys
 import numpy as np
@@ -58,14 +58,15 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(run: Path, make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[Converted]:
-    """All precisions of a plain network, and integer ones of one with tanh that works at packed resolution."""
-    out = tmp_path_factory.mktemp("files")
-    other = make_run(tmp_path_factory.mktemp("runs") / "other", "efficientisp")
-    return convert(run, out, precisions=PRECISIONS) + convert(other, out, precisions=["w8a8", "w8a16"])
+    """All precisions of a plain network, integer ones of one with tanh, int8 of one with transposed convolutions."""
+    out, runs = tmp_path_factory.mktemp("files"), tmp_path_factory.mktemp("runs")
+    tanh, transposed = make_run(runs / "tanh", "efficientisp"), make_run(runs / "transposed", "unet32")
+    others = convert(tanh, out, precisions=["w8a8", "w8a16"]) + convert(transposed, out, precisions=["w8a8"])
+    return convert(run, out, precisions=PRECISIONS) + others
 
 
 def test_every_file_runs_at_any_tile(old_python: Path, files: list[Converted], tmp_path: Path) -> None:
-    assert len(files) == 7
+    assert len(files) == 8
     generator = torch.Generator().manual_seed(0)
     for result in files:
         assert result.path is not None, result.problem
@@ -83,7 +84,8 @@ def test_every_file_runs_at_any_tile(old_python: Path, files: list[Converted], t
             assert old.shape == new.shape == (1, 2 * size[0], 2 * size[1], 3)
             apart = np.abs(old.astype(np.float64) - new)
             if spec.output.dtype == "int8":  # the two round differently
-                assert apart.max() <= 3, result.path.name
-                assert (apart > 2).mean() <= 0.002, result.path.name
+                deep = spec.name == "transposed"  # every layer spreads the differences of those before it
+                assert apart.max() <= (10 if deep else 3), result.path.name
+                assert (apart > 2).mean() <= (0.1 if deep else 0.002), result.path.name
             else:
                 assert apart.max() <= (1e-2 if spec.precision == "w8a16" else 1e-4), result.path.name

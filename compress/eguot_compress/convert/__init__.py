@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.exact_picture import Kernels, exact_picture
-from eguot_compress.fake_quant import Bits, QuantState, ending_in_convolution, quantise_body
-from eguot_compress.integer_form import integer_form
+from eguot_compress.fake_quant import Bits, QuantState, quantise_body
+from eguot_compress.integer_form import float_form, integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Parity, drop_db, measure, render
 from eguot_compress.ptq import half_weights, post_train
@@ -37,7 +37,6 @@ from eguot_sdk.errors import EguotError, GateError, OutputError, UsageError
 from eguot_sdk.spec import GoldenPair, IspSpec, Precision, TensorSpec
 from eguot_train.checkpoint import LoadedRun, load_run
 from eguot_train.isps.base import IspNet
-from eguot_train.isps.packed import written_out
 
 from .contents import compare_scales
 from .coreml import FLOAT32_COMPUTE
@@ -191,10 +190,10 @@ class _Subject:
     """What all files of one conversion share: the network, its golden renderings, its scales, its provenance."""
 
     def __init__(self, loaded: LoadedRun, name: str, calibration: Calibration, run: Path) -> None:
-        self.net = cast("IspNet", ending_in_convolution(written_out(loaded.net.deploy()).eval()))
+        self.net = float_form(loaded.net)
         self.integer_net = integer_form(self.net)
         self.loaded, self.name = loaded, name
-        self.calibration = calibration.joined() if self.net.global_context else calibration
+        self.calibration = calibration.suited_to(self.net)
         self.provenance = _provenance(loaded, run, calibration)
         self.quantised = load_quantised(run, loaded.net)
         self._holdings: dict[Precision, Holding] = {}
@@ -222,7 +221,7 @@ class _Subject:
         return IspSpec(
             **fields,
             tile=max(multiple, TILE // multiple * multiple),
-            fixed_tile=kind.fixed_tile or (kind.ties_size(self.net) and not self.net.global_context),
+            fixed_tile=kind.fixed_tile,
             layout=kind.layout,
             precision=precision,
             input=kind.inputs.get(precision, TensorSpec()),

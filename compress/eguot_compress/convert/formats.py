@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from eguot_compress.exact_picture import Kernels
 from eguot_compress.fake_quant import QuantState
@@ -58,18 +58,12 @@ class FileFormat:
     """Whose integer arithmetic `run` is, as in `exact_picture`."""
     exact: bool = True
     """Whether integer files hold the scales given; if not, they have their own, and `ports` reads those of the ends."""
-    sized_kinds: tuple[type[nn.Module], ...] = ()
-    """Layers whose output size stands in the file: old runtimes write past their memory at another tile."""
     ports: Callable[[Path], tuple[TensorSpec, TensorSpec]] | None = None
     read: Callable[[Path], Contents]
     """What a file holds."""
     inputs: dict[Precision, TensorSpec]
     """How input is stored; float32 where not listed."""
     outputs: dict[Precision, TensorSpec]
-
-    def ties_size(self, net: nn.Module) -> bool:
-        """Whether a file of `net` has one size in it."""
-        return any(isinstance(module, self.sized_kinds) for module in net.modules())
 
 
 def _write_tflite(net: IspNet, precision: Precision, path: Path, *, side: int, state: QuantState | None) -> None:
@@ -107,7 +101,6 @@ FORMATS: dict[Format, FileFormat] = {
         embed=_embed_tflite,
         run=run_tflite,
         read=read_tflite,
-        sized_kinds=(nn.ConvTranspose2d,),
         inputs={"w8a8": INT8, "w8a16": INT16},
         outputs={"w8a8": INT8},
     ),

@@ -12,19 +12,17 @@ import torch
 from torch import nn
 
 from eguot_compress.fake_quant import (
-    QuantBody,
     QuantConv,
     QuantState,
-    file_order,
     float_body,
-    last_convolution,
-    permute_tail,
+    in_file_order,
+    orders,
     quantise_body,
 )
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 
-from .tflite_edits import FloatLayer, TransposedLayer, finish_tflite
+from .tflite_edits import FloatLayer, finish_tflite
 
 if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
@@ -41,48 +39,20 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
 
     Raises EguotError when an op of the network cannot be converted, MissingDependency without litert-torch.
     """
-    ordered = permute_tail(net, net.shuffle)
-    ordered.eval()
+    ordered = in_file_order(net).eval()
     if state is not None:
         layers: list[FloatLayer] = []
         body = quantise_body(ordered, bits=state.bits)
-        tail = last_convolution(net)
-        assert tail is not None
-        body.load_state(state.reordered(tail, file_order(net.shuffle)))
-        transposed = _transposed(body)
+        body.load_state(state.reordered(orders(net)))
         for name in state.float_layers:  # the converter would round their weights its own way: exchanged afterwards
             conv = body.convolutions()[name]
             layers.append(_float_layer(conv))
             conv.enabled = True
         with body.exporting():
             data = _litert(body, side, integers=True)
-        return finish_tflite(data, net.shuffle, layers, transposed)
+        return finish_tflite(data, net.shuffle, layers)
     data = _litert(float_body(ordered).eval(), side, integers=False)
     return finish_tflite(_half_weights(data) if precision == "fp16" else data, net.shuffle)
-
-
-def _transposed(body: QuantBody) -> list[TransposedLayer]:
-    """Give the transposed convolutions rounded weights without Q and DQ, and say what the file is to hold of them.
-
-    The converter computes them in float, of weights that are not rounded, where it sees Q and DQ. Where it sees none,
-    it makes integers of the weights with scales of its own if values are integers, and leaves them float if those are.
-    Both are then exchanged.
-    """
-    found = []
-    for conv in body.convolutions().values():
-        if not isinstance(layer := conv.conv, nn.ConvTranspose2d):
-            continue
-        found.append(
-            TransposedLayer(
-                conv.steps().permute(1, 2, 3, 0).contiguous().numpy(),
-                conv.scales().numpy().copy(),
-                None if layer.bias is None else layer.bias.detach().numpy().copy(),
-            )
-        )
-        with torch.no_grad():
-            layer.weight.copy_(conv.weight())
-        conv.enabled = False
-    return found
 
 
 def _float_layer(conv: QuantConv) -> FloatLayer:

@@ -1,8 +1,8 @@
-"""What a .tflite from the converter still needs: the tail shuffle, and biases the int16 kernels read correctly.
+"""What a .tflite from the converter still needs: shuffles, and biases the int16 kernels read correctly.
 
 torch's pixel_shuffle becomes a rank-6 reshape in every converter: slow, refused by GPU delegates, and fixed to one
 size. The built-in DEPTH_TO_SPACE does the same at any size; it wants its channels in another order
-(`fake_quant.permute_tail`). Spec and metadata are `eguot_sdk.ispfile`'s.
+(`fake_quant.in_file_order`). Spec and metadata are `eguot_sdk.ispfile`'s.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from eguot_sdk.errors import EguotError
 from eguot_sdk.ispfile import pack_model, unpack_model
 
-BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2, "TRANSPOSE_CONV": 3}
+BIAS_AT = {"CONV_2D": 2, "DEPTHWISE_CONV_2D": 2, "FULLY_CONNECTED": 2}
 
-INT16_VERSION = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 4, "TRANSPOSE_CONV": 3}
+INT16_VERSION = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 4}
 """Op versions that first had int16 activations with int64 biases; old runtimes refuse higher ones by number alone."""
 
 
@@ -33,34 +33,19 @@ class FloatLayer:
     bias: NDArray[np.float32]
 
 
-@dataclass(frozen=True, eq=False)
-class TransposedLayer:
-    """A transposed convolution whose weights the converter left float or gave scales of its own.
-
-    They are to be `steps` int8 [O, h, w, I] of `scale` [O].
-    """
-
-    steps: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float32] | None
-
-
-def finish_tflite(
-    data: bytes, block: int, float_layers: Sequence[FloatLayer] = (), transposed: Sequence[TransposedLayer] = ()
-) -> bytes:
+def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = ()) -> bytes:
     """A converted body, one output [1, h, w, 3 * block**2] -> the file with the output [1, block*h, block*w, 3].
 
     int8 and float outputs keep type and scale, int16 leaves as float. Input and output are named `raw` and `srgb`.
-    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE; `transposed` get their own steps and scales.
+    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE.
     """
     from ai_edge_litert import schema_py_generated as schema
 
     model = unpack_model(data)
     for layer in float_layers:
         _put_back_to_float(model, schema, layer)
-    for transposed_layer in transposed:
-        _put_own_scales(model, schema, transposed_layer)
     _widen_int16_biases(model, schema)
+    _write_inner_shuffles(model, schema)
     _append_depth_to_space(model, schema, block)
     _tidy(model, schema)
     return pack_model(model)
@@ -88,13 +73,52 @@ def _tidy(model: Any, schema: Any) -> None:
     model.buffers = kept
 
 
+def _write_inner_shuffles(model: Any, schema: Any) -> None:
+    """DEPTH_TO_SPACE for every reshape that stands for one, between floats where values are int16."""
+    (graph,) = model.subgraphs
+    operators, graph.operators = graph.operators, []
+    for op in operators:
+        block = _stands_for(model, schema, op)
+        if not block:
+            graph.operators.append(op)
+            continue
+        source, target = int(op.inputs[0]), int(op.outputs[0])
+        options = schema.DepthToSpaceOptionsT()
+        options.blockSize = block
+        if graph.tensors[source].type != schema.TensorType.INT16:
+            graph.operators.append(_op(model, schema, "DEPTH_TO_SPACE", 1, source, target, options))
+            continue
+        flat, image = (_as_float(schema, graph.tensors[i]) for i in (source, target))
+        source = _append_op(model, schema, "DEQUANTIZE", 3, source, flat, schema.DequantizeOptionsT())
+        source = _append_op(model, schema, "DEPTH_TO_SPACE", 1, source, image, options)
+        graph.operators.append(_op(model, schema, "QUANTIZE", 2, source, target, schema.QuantizeOptionsT()))
+
+
+def _stands_for(model: Any, schema: Any, op: Any) -> int:
+    """The block of the shuffle that a reshape stands for; 0 where it is none: [1, h, w, c b b] to [1, h b, w b, c]."""
+    if model.operatorCodes[op.opcodeIndex].builtinCode != schema.BuiltinOperator.RESHAPE:
+        return 0
+    before, after = (tuple(model.subgraphs[0].tensors[i].shape) for i in (op.inputs[0], op.outputs[0]))
+    if len(before) != 4 or len(after) != 4:
+        return 0
+    block = int(after[1]) // int(before[1])
+    wanted = (before[0], before[1] * block, before[2] * block, before[3] // block**2) if block else ()
+    return block if block > 1 and after == wanted else 0
+
+
+def _as_float(schema: Any, tensor: Any) -> Any:
+    """A copy of an integer tensor's description, for its values as float32."""
+    flat = copy.copy(tensor)
+    flat.type, flat.quantization = schema.TensorType.FLOAT32, None
+    return flat
+
+
 def _append_depth_to_space(model: Any, schema: Any, block: int) -> None:
     (graph,) = model.subgraphs
     (source,) = graph.outputs
     graph.tensors[graph.inputs[0]].name = b"raw"
     if graph.tensors[source].type == schema.TensorType.INT16:  # the built-in shuffle knows no int16
-        flat = copy.copy(graph.tensors[source])
-        flat.type, flat.quantization = schema.TensorType.FLOAT32, None
+        flat = _as_float(schema, graph.tensors[source])
         source = _append_op(model, schema, "DEQUANTIZE", 3, source, flat, schema.DequantizeOptionsT())
     target = source if block == 1 else _shuffle_op(model, schema, source, block)
     graph.tensors[target].name = b"srgb"
@@ -146,9 +170,7 @@ def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
     (graph,) = model.subgraphs
     at = _find_convolution(model, schema, layer.steps)
     conv = graph.operators[at]
-    before, after = (copy.copy(graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
-    for tensor in (before, after):
-        tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
+    before, after = (_as_float(schema, graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
     entry, exit_ = _new_tensor(model, before), _new_tensor(model, after)
     into = _op(model, schema, "DEQUANTIZE", 2, conv.inputs[0], entry, schema.DequantizeOptionsT())
     out = _op(model, schema, "QUANTIZE", 1, exit_, conv.outputs[0], schema.QuantizeOptionsT())
@@ -160,65 +182,6 @@ def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
         tensor.buffer = _new_buffer(model, schema, values.astype(np.float32))
     conv.inputs, conv.outputs = [entry, *constants], [exit_]
     graph.operators[at : at + 1] = [into, conv, out]
-
-
-def _put_own_scales(model: Any, schema: Any, layer: TransposedLayer) -> None:
-    (graph,) = model.subgraphs
-    at = _find_transposed(model, schema, layer)
-    op = graph.operators[at]
-    weight = graph.tensors[op.inputs[1]]
-    if weight.type == schema.TensorType.FLOAT32:
-        _dequantise_before(model, schema, at, layer)
-        return
-    entry = float(graph.tensors[op.inputs[2]].quantization.scale[0])
-    weight.quantization = copy.copy(weight.quantization)
-    weight.quantization.scale = layer.scale
-    weight.buffer = _new_buffer(model, schema, layer.steps)
-    if layer.bias is not None:
-        bias = graph.tensors[op.inputs[BIAS_AT["TRANSPOSE_CONV"]]]
-        bias.quantization = copy.copy(bias.quantization)
-        bias.quantization.scale = np.float32(entry) * layer.scale
-        kind = np.int32 if bias.type == schema.TensorType.INT32 else np.int64
-        bias.buffer = _new_buffer(model, schema, np.round(layer.bias / bias.quantization.scale).astype(kind))
-
-
-def _dequantise_before(model: Any, schema: Any, at: int, layer: TransposedLayer) -> None:
-    """The float weights of the op at `at` become int8 ones and a DEQUANTIZE, as those of other convolutions are."""
-    (graph,) = model.subgraphs
-    op = graph.operators[at]
-    steps, weight = copy.copy(graph.tensors[op.inputs[1]]), copy.copy(graph.tensors[op.inputs[1]])
-    source, target = _new_tensor(model, steps), _new_tensor(model, weight)
-    steps.type, steps.buffer = schema.TensorType.INT8, _new_buffer(model, schema, layer.steps)
-    steps.quantization = schema.QuantizationParametersT()
-    steps.quantization.scale, steps.quantization.quantizedDimension = layer.scale, 0
-    steps.quantization.zeroPoint = np.zeros(len(layer.scale), np.int64)
-    op.inputs = [int(op.inputs[0]), target, *(int(i) for i in op.inputs[2:])]
-    per_channel = 5  # the version of the op that first had it
-    graph.operators.insert(
-        at, _op(model, schema, "DEQUANTIZE", per_channel, source, target, schema.DequantizeOptionsT())
-    )
-
-
-def _find_transposed(model: Any, schema: Any, layer: TransposedLayer) -> int:
-    """Place of the op whose weights are those of the layer, to half a step of the converter's where it has some."""
-    (graph,) = model.subgraphs
-    wanted = layer.steps * layer.scale[:, None, None, None]
-    kinds = {schema.TensorType.INT8: np.int8, schema.TensorType.FLOAT32: np.float32}
-    for at, op in enumerate(graph.operators):
-        if model.operatorCodes[op.opcodeIndex].builtinCode == schema.BuiltinOperator.TRANSPOSE_CONV:
-            weight = graph.tensors[op.inputs[1]]
-            data = model.buffers[weight.buffer].data
-            if tuple(weight.shape) != wanted.shape or weight.type not in kinds or data is None:
-                continue
-            stored = np.frombuffer(bytes(data), kinds[weight.type]).reshape(wanted.shape)
-            if weight.type == schema.TensorType.FLOAT32:
-                if np.array_equal(stored, wanted):
-                    return at
-                continue
-            scale = np.asarray(weight.quantization.scale, np.float32)[:, None, None, None]
-            if np.all(np.abs(stored * scale - wanted) <= 0.51 * scale):
-                return at
-    raise EguotError("TFLite: the converter left no integer form of a transposed convolution")
 
 
 def _new_buffer(model: Any, schema: Any, values: NDArray[Any]) -> int:

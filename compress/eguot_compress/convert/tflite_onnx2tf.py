@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from torch import Tensor
 
-from eguot_compress.fake_quant import float_body, permute_tail
+from eguot_compress.fake_quant import float_body, in_file_order
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 from eguot_sdk.ispfile import describe
@@ -37,7 +37,7 @@ def to_tflite_onnx2tf(net: IspNet, precision: Precision, tiles: Tensor) -> bytes
 
     Raises EguotError when an op of the network cannot be converted, MissingDependency without onnx2tf.
     """
-    body = float_body(permute_tail(net, net.shuffle)).eval()
+    body = float_body(in_file_order(net)).eval()
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder:
         work = Path(folder)
         export_onnx(body, work / "isp.onnx", tiles.shape[-1], output="body", flexible=False)

@@ -3,7 +3,8 @@
 A 3x3 convolution after a depth-to-space, a strided one on the mosaic and a stride-2 transposed one are each a 3x3
 convolution between packed maps whose weights are those of the layer, put in other places, and zeros elsewhere. Maps of
 C channels at output resolution are [B, 4 C, h, w] here, in channel order of `pixel_shuffle`. `written_out` turns these
-layers into plain convolutions, the form that converters take.
+layers into plain convolutions, the form that converters take, and every other transposed convolution into one and a
+shuffle.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -99,11 +100,63 @@ def doubling_conv(channels: int, out: int) -> PackedConv2d:
     return PackedConv2d(layer, index.reshape(4 * out, channels, 3, 3))
 
 
+@fx.wrap
+def shuffled(maps: Tensor, block: int) -> Tensor:
+    """`pixel_shuffle` under a name of its own: one that every format holds, for its convolution stands before it."""
+    return F.pixel_shuffle(maps, block)
+
+
+class ShuffledConv2d(nn.Module):
+    """A transposed convolution of stride s as a plain one to s * s times the channels, and a shuffle: same numbers.
+
+    Phase a of a row sums the places a + padding, less multiples of s, of the kernel. Converters write the size of what
+    a transposed convolution makes into the file; this form takes any, and has integer kernels in every runtime.
+    """
+
+    def __init__(self, layer: nn.ConvTranspose2d) -> None:
+        """`layer`: one that `fits`."""
+        super().__init__()
+        self.block = layer.stride[0]
+        rows, columns = (_taps(k, self.block, p) for k, p in zip(layer.kernel_size, layer.padding, strict=True))  # type: ignore[arg-type]
+        reach = max(abs(offset) for axis in (rows, columns) for taps in axis for offset in taps)
+        bias = layer.bias
+        self.conv = nn.Conv2d(
+            layer.in_channels, layer.out_channels * self.block**2, 2 * reach + 1, padding=reach,
+            groups=layer.groups, bias=bias is not None, device=layer.weight.device,
+        )  # fmt: skip
+        kernel = layer.weight.detach().unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
+        with torch.no_grad():
+            phases = self.conv.weight.zero_().unflatten(0, (-1, self.block, self.block))
+            for a, down in enumerate(rows):
+                for b, across in enumerate(columns):
+                    for y, row in down.items():
+                        for x, column in across.items():
+                            phases[:, a, b, :, reach + y, reach + x] = kernel[:, :, row, column]
+            if bias is not None and self.conv.bias is not None:
+                self.conv.bias.copy_(bias.repeat_interleave(self.block**2))
+
+    @staticmethod
+    def fits(layer: nn.ConvTranspose2d) -> bool:
+        """Whether the layer makes its input exactly `stride` times as large, alike along both axes, undilated."""
+        sizes = zip(layer.kernel_size, layer.padding, layer.output_padding, layer.stride, strict=True)
+        exact = all(k - 2 * p + more == s for k, p, more, s in sizes)  # type: ignore[operator]
+        return exact and layer.stride[0] == layer.stride[1] and layer.dilation == (1, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return shuffled(self.conv(maps), self.block)
+
+
+def _taps(kernel: int, stride: int, padding: int) -> list[dict[int, int]]:
+    """Per phase along one axis: offset in input pixels -> place in the kernel."""
+    offsets = [{(phase + padding - place) / stride: place for place in range(kernel)} for phase in range(stride)]
+    return [{int(offset): place for offset, place in found.items() if offset.is_integer()} for found in offsets]
+
+
 def written_out(net: Net) -> Net:
     """The network in the form that converters take: a copy, or itself where nothing needs to change.
 
-    Plain convolutions stand for all PackedConv2d; transposed convolutions with output padding, which converters refuse,
-    get an even kernel instead. Both hold zeros too, so the copy has more parameters; its numbers are the same.
+    Plain convolutions stand for all PackedConv2d, and ShuffledConv2d for the transposed ones that fit one. They hold
+    zeros too, so the copy has more parameters; its numbers are the same.
     """
     inside = {part for whole in net.modules() if isinstance(whole, PackedConv2d) for part in whole.children()}
     changes = {path: _plain(module) for path, module in net.named_modules() if module not in inside}
@@ -120,24 +173,9 @@ def _plain(module: nn.Module) -> nn.Module | None:
     """What stands for a module in the written-out network; None: itself."""
     if isinstance(module, PackedConv2d):
         return module.written_out()
-    if isinstance(module, nn.ConvTranspose2d) and (module.output_padding, module.padding) == ((1, 1), (1, 1)):
-        return _even_kernel(module)
+    if isinstance(module, nn.ConvTranspose2d) and ShuffledConv2d.fits(module):
+        return ShuffledConv2d(module)
     return None
-
-
-def _even_kernel(layer: nn.ConvTranspose2d) -> nn.ConvTranspose2d:
-    """The layer without output padding: one more row and column of zeros in the kernel gives the same size."""
-    weight, bias = layer.weight.detach(), layer.bias
-    (rows, columns), (down, right) = weight.shape[2:], layer.stride
-    twin = nn.ConvTranspose2d(
-        layer.in_channels, layer.out_channels, (rows + 1, columns + 1), stride=(down, right), padding=1,
-        groups=layer.groups, bias=bias is not None, device=weight.device,
-    )  # fmt: skip
-    with torch.no_grad():
-        twin.weight.copy_(F.pad(weight, (0, 1, 0, 1)))
-        if bias is not None and twin.bias is not None:
-            twin.bias.copy_(bias)
-    return twin
 
 
 _PHASES = ((0, 0), (0, 1), (1, 0), (1, 1))
