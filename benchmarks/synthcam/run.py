@@ -2,6 +2,7 @@
 
     python benchmarks/synthcam/run.py --out runs/synthcam                     # rows of the README
     python benchmarks/synthcam/run.py --out runs/synthcam --rows supervised,pseudo --steps 500
+    python benchmarks/synthcam/run.py --out runs/scenes --scenes                # procedural scenes instead of photos
 
 Photos are split by scene into raw scenes, target scenes and test scenes; a synthetic camera (its seed is the split's
 number) shoots the first and the last. Protocols: `disjoint`, no scene on two sides; `shuffled`, raws and targets show
@@ -34,6 +35,7 @@ from eguot_train.config import Mode
 from eguot_train.cost import cost_terms
 from eguot_train.data.batches import load_sources, pictures
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
+from eguot_train.data.scenes import make_scene
 from eguot_train.data.splits import synthetic_split
 from eguot_train.fits import align
 from eguot_train.recipes import for_machine
@@ -121,6 +123,21 @@ def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
         wanted.add(summarise(truth))
         structure.append(float(cost_terms(pictures([truth]), pictures([picture]))[0, 3]))
     return result | made.distances(wanted) | {"structure": float(np.mean(structure))}
+
+
+def make_scenes(out: Path) -> Path:
+    """A folder of 60 procedural scenes to use as photos: as many raw, target and test scenes as of the photos."""
+    if not out.is_dir():
+        building = out.with_name(out.name + ".part")
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+        names = [f"scene-{seed:02}.png" for seed in range(60)]
+        for seed, name in enumerate(names):
+            Image.fromarray(make_scene(seed, 480, 640)).save(building / name)
+        split = {"raw": names[:21], "srgb": names[21:42], "test": names[42:]}
+        (building / "split.json").write_text(json.dumps(split))
+        building.rename(out)
+    return out
 
 
 def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
@@ -272,6 +289,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 
 @click.command()
 @click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--scenes", is_flag=True, help="Procedural scenes instead of photos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rows", default=",".join(DEFAULT_ROWS), show_default=True, help=f"Of {', '.join(ROWS)}.")
 @click.option("--protocols", default="disjoint", show_default=True, help="disjoint, shuffled or both.")
@@ -284,6 +302,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 @click.option("--steps", type=int, help="Steps of every row.  [default: the recipe's]")
 def main(
     photos: Path,
+    scenes: bool,
     out: Path,
     rows: str,
     protocols: str,
@@ -298,6 +317,7 @@ def main(
     unknown = sorted(set(wanted) - set(ROWS))
     if unknown:
         raise click.UsageError(f"unknown row {unknown[0]!r}: use {', '.join(ROWS)}")
+    photos = make_scenes(out / "scenes") if scenes else photos
     text = []
     for protocol in protocols.split(","):
         for isp in isps.split(","):
