@@ -44,7 +44,7 @@ from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import train
 
 MODES = ("supervised", "paired", "unpaired", "mixed")
-ISPS = "qisp-s,qisp-m,efficientisp,robustisp,lan"
+ISPS = "qisp-s,qisp-m,efficientisp,robustisp,qisp-xs"
 SYNTHETIC = {"synth": "disjoint", "shuffled": "shuffled"}
 METRICS = (("psnr_db", 2), ("ssim", 3), ("de2000", 2))
 BOOTSTRAP = 4000
