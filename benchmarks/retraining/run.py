@@ -187,24 +187,30 @@ def _cell(scores: Evaluation | None) -> str:
 @click.option(
     "--folds", type=click.IntRange(1, 4), default=4, show_default=True, help="Folds of the real pairs to run."
 )
+@click.option("--sets", default=",".join(SYNTHETIC), show_default=True, help="Synthetic data sets.")
 @click.option("--isps", default=ISPS, show_default=True)
+@click.option("--modes", default=",".join(MODES), show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--crop", type=int, default=32, show_default=True, help="Packed pixels.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--table-only", is_flag=True, help="Train nothing.")
 def main(
-    out: Path, photos: Path, real: Path | None, folds: int, isps: str, steps: int, crop: int, seeds: int,
-    table_only: bool,
+    out: Path, photos: Path, real: Path | None, folds: int, sets: str, isps: str, modes: str, steps: int, crop: int,
+    seeds: int, table_only: bool,
 ) -> None:  # fmt: skip
     """Run what has no result yet, print the tables and write OUT/results.md."""
-    sets = {name: [name] for name in SYNTHETIC} | ({"real": [f"real{fold}" for fold in range(folds)]} if real else {})
-    names = isps.split(",")
+    wanted, names = [name for name in sets.split(",") if name], isps.split(",")
+    if unknown := sorted({*wanted} - {*SYNTHETIC} | {*modes.split(",")} - {*MODES}):
+        raise click.UsageError(f"unknown {unknown[0]!r}: sets are {', '.join(SYNTHETIC)}, modes {', '.join(MODES)}")
+    folders_of = {name: [name] for name in wanted}
+    if real:
+        folders_of["real"] = [f"real{fold}" for fold in range(folds)]
     jobs = [
         Job(data, isp, mode, seed)
-        for folders in sets.values()
+        for folders in folders_of.values()
         for seed in range(seeds)
         for data in folders
-        for isp, mode in [("R(x)", "plain"), ("R(x)", "aligned"), *((i, m) for i in names for m in MODES)]
+        for isp, mode in [("R(x)", "plain"), ("R(x)", "aligned"), *((i, m) for i in names for m in modes.split(","))]
         if isp != "R(x)" or seed == 0
     ]
     for folder in dict.fromkeys(job.data for job in jobs) if not table_only else ():
@@ -212,7 +218,7 @@ def main(
     for job in jobs if not table_only else ():
         run(job, out / "data" / job.data, out, steps, crop)
     text = []
-    for name, folders in sets.items():
+    for name, folders in folders_of.items():
         text += [f"### {name}, {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}", ""]
         text += [*table(out, steps, folders, names, seeds), ""]
     (out / "results.md").write_text("\n".join(text))

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from eguot_sdk.errors import CheckpointError, EguotError
 from eguot_train.isps.microisp import at_least
-from eguot_train.isps.packed import ShuffledConv2d, shuffled
+from eguot_train.isps.packed import ShuffledConv2d, grown, shuffled
 
 Bits = Literal[8, 16]
 PERCENTILE = 99.99
@@ -52,11 +52,15 @@ ADDS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 SUBTRACTS: set[Any] = {operator.sub, torch.sub, "sub"}
 MULTIPLIES: set[Any] = {operator.mul, torch.mul, "mul", "mul_"}
 _ELEMENTWISE: set[Any] = ADDS | SUBTRACTS | MULTIPLIES
+UNFIT = (
+    "a transposed convolution that does not make maps exactly `stride` times as large, alike both ways and undilated, "
+    "or that has hooks or a forward of its own,"
+)
 _SHUFFLES: set[Any] = {shuffled, in_file_shuffled}
 _VALUE: set[Any] = {nn.Conv2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
-                         at_least, *_SHUFFLES, operator.getitem, "flatten", "view", "reshape", "permute",
+                         at_least, grown, *_SHUFFLES, operator.getitem, "flatten", "view", "reshape", "permute",
                          "contiguous"}  # fmt: skip
 _CONCAT: set[Any] = {torch.cat, torch.concat}
 _FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
@@ -240,7 +244,8 @@ class QuantConv(nn.Module):
         largest = self.conv.weight.detach().abs().flatten(1).amax(1)
         floor = torch.full_like(largest, 1e-7)
         if self.conv.bias is not None:
-            floor = torch.maximum(floor, self.conv.bias.detach().abs() * 1e-5)
+            step = float(self.source[0].scale) if self.source else 1 / 255
+            floor = torch.maximum(floor, self.conv.bias.detach().abs() * max(1e-5, 2.0**-30 / step))
         return torch.maximum(largest / 127, floor)
 
     def steps(self) -> Tensor:
@@ -446,6 +451,8 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     if bits is not None:
         _insert_quantisers(graph_module, modules, bits)
     for path, module in modules.items():
+        if isinstance(module, nn.ConvTranspose2d):
+            raise EguotError(f"{path.removeprefix('net.')}: {UNFIT} has no int8 form")
         if isinstance(module, nn.Conv2d | nn.Linear):
             graph_module.set_submodule(path, QuantConv(module))
     for node in graph_module.graph.nodes:
@@ -465,8 +472,8 @@ def _shuffle_late(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -
     for node in list(graph.nodes):
         if kind_of(node, modules) not in _RELU_LIKE and _slope(node, modules) is None:
             continue
-        shuffle = node.args[0]
-        if kind_of(shuffle, modules) not in _SHUFFLES or len(shuffle.users) != 1:
+        shuffle = node.args[0] if node.args else None
+        if not isinstance(shuffle, fx.Node) or kind_of(shuffle, modules) not in _SHUFFLES or len(shuffle.users) != 1:
             continue
         maps = shuffle.args[0]
         with graph.inserting_before(shuffle):
@@ -562,7 +569,10 @@ def float_body(net: nn.Module) -> nn.Module:
 def trace_body(net: nn.Module) -> fx.GraphModule:
     """The graph of `net.body`: submodules are called under the name `net.<path>`. Shares its weights with `net`."""
     try:
-        return fx.symbolic_trace(_Body(net))
+        graph_module = fx.symbolic_trace(_Body(net))
+        graph_module.graph.eliminate_dead_code()  # sizes that nothing reads
+        graph_module.recompile()
+        return graph_module
     except Exception as error:  # the tracer raises whatever the traced code raises
         raise EguotError(f"the network's body cannot be traced: {str(error).splitlines()[0]}") from error
 
@@ -635,20 +645,50 @@ def orders(net: nn.Module) -> dict[str, list[int]]:
     return {path: file_order(int(net.shuffle)), **found}  # type: ignore[arg-type]
 
 
+def has_inner_shuffles(net: nn.Module) -> bool:
+    """Whether a shuffle stands inside the body."""
+    return any(isinstance(module, ShuffledConv2d) for module in net.modules())
+
+
 class _InFileOrder(nn.Module):
     """A ShuffledConv2d whose convolution writes DEPTH_TO_SPACE order. Its picture is one in the file only."""
 
     def __init__(self, layer: ShuffledConv2d) -> None:
         super().__init__()
-        self.block, self.conv = layer.block, layer.conv
+        self.block, self.conv = layer.block, _whole(layer.conv, layer.margins)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return in_file_shuffled(self.conv(maps), self.block)
+    def forward(self, input: Tensor, output_size: object = None) -> Tensor:
+        return in_file_shuffled(self.conv(input), self.block)
+
+
+def _whole(conv: nn.Conv2d, margins: tuple[int, int, int, int]) -> nn.Conv2d:
+    """The same convolution of maps with `margins` around them, with zeros for what it leaves out.
+
+    Without groups, between which channels cannot be put in another order, and with a padding of its own alike on all
+    sides, for the converter turns maps around for a pad between integers.
+    """
+    (left, _, top, _), (rows, columns) = margins, conv.kernel_size
+    reach = max(*margins, int(conv.padding[0]))
+    whole = nn.Conv2d(conv.in_channels, conv.out_channels, 2 * reach + 1, padding=reach, bias=conv.bias is not None)
+    y, x = (reach - top, reach - left) if any(margins) else (0, 0)
+    wide, tall = conv.in_channels // conv.groups, conv.out_channels // conv.groups
+    with torch.no_grad():
+        whole.weight.zero_()
+        for g in range(conv.groups):
+            out, of = slice(g * tall, (g + 1) * tall), slice(g * wide, (g + 1) * wide)
+            whole.weight[out, of, y : y + rows, x : x + columns] = conv.weight[out]
+        if conv.bias is not None and whole.bias is not None:
+            whole.bias.copy_(conv.bias)
+    return whole
 
 
 def in_file_order(net: nn.Module) -> nn.Module:
     """A copy of `net` whose convolutions before a shuffle write DEPTH_TO_SPACE (DCR) order."""
     twin = copy.deepcopy(net)
+    ordered = {module: _InFileOrder(module) for module in twin.modules() if isinstance(module, ShuffledConv2d)}
+    for path, module in list(twin.named_modules(remove_duplicate=False)):
+        if isinstance(module, ShuffledConv2d):
+            twin.set_submodule(path, ordered[module])
     for path, order in orders(net).items():
         conv = twin.get_submodule(path)
         assert isinstance(conv, nn.Conv2d)
@@ -656,9 +696,6 @@ def in_file_order(net: nn.Module) -> nn.Module:
             conv.weight.copy_(conv.weight[order])
             if conv.bias is not None:
                 conv.bias.copy_(conv.bias[order])
-    for path, module in net.named_modules():
-        if isinstance(module, ShuffledConv2d):
-            twin.set_submodule(path, _InFileOrder(twin.get_submodule(path)))  # type: ignore[arg-type]
     return twin
 
 
@@ -678,6 +715,9 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
             sites.append((node, "q_input", "edge"))
         elif node is last_value:
             sites.append((node, "q_output", "edge"))
+        elif kind is grown:  # again, for integer convolutions of some runtimes want to read a quantiser itself
+            source = source_of(node, modules)
+            sites += [(node, name, special) for made, name, special in sites if made is source]
         elif kind in _FIXED:
             sites.append((node, f"q_{node.name}", _FIXED[kind]))
         elif (kind in _VALUE and not _fused_with_relu(node, modules)) or kind in _RELU_LIKE or kind in _CONCAT:

@@ -24,7 +24,7 @@ from eguot_train.isps import ISPS
 from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
-from .fake_quant import quantise_body, trace_body
+from .fake_quant import UNFIT, quantise_body, trace_body
 from .integer_form import integer_form
 
 Target = Literal["tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"]
@@ -179,7 +179,8 @@ def _shuffle(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
     if kind in _SHUFFLES or kind in _UNSHUFFLES or node.target in ("pixel_shuffle", "pixel_unshuffle"):
         yield Finding(
             severity="error", targets=_TFLITE, where=_where(node),
-            what="a shuffle inside the body becomes a rank-6 reshape; use a strided or transposed convolution",
+            what="a shuffle inside the body becomes a rank-6 reshape; use a strided convolution, or a transposed one "
+            "that makes maps exactly `stride` times as large",
         )  # fmt: skip
 
 
@@ -204,8 +205,7 @@ def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Findin
     if kind in (nn.ConvTranspose2d, F.conv_transpose2d):
         yield Finding(
             severity="error", targets=_TFLITE, where=_where(node),
-            what="a transposed convolution that does not make maps exactly `stride` times as large, alike both ways "
-            "and undilated, ties a file to one tile; choose kernel and padding so that it does",
+            what=f"{UNFIT} ties a file to one tile; choose kernel and padding so that it does",
         )  # fmt: skip
     if kind in _SQUASHES and _reaches_output(node):
         yield Finding(

@@ -86,7 +86,7 @@ def half_weights(net: IspNet, tiles: Tensor) -> IspNet:
 
 
 def _in_order(body: QuantBody, batches: Sequence[Tensor]) -> Iterator[tuple[str, QuantConv, list[Tensor]]]:
-    """Every convolution in the order of the graph: its name, itself, its input by batch.
+    """Every convolution in the order of the graph, once: its name, itself, its first input by batch.
 
     What is changed in it before the next is asked for, all layers after it see. One pass over the graph: a value is
     kept until its last reader has run.
@@ -99,8 +99,8 @@ def _in_order(body: QuantBody, batches: Sequence[Tensor]) -> Iterator[tuple[str,
         run.args_iter = iter([batch])
     for node in graph_module.graph.nodes:
         layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, QuantConv):
-            yield names[layer], layer, [run.env[node.args[0]] for run in runs]
+        if isinstance(layer, QuantConv) and layer in names:
+            yield names.pop(layer), layer, [run.env[node.args[0]] for run in runs]
         for run in runs:
             with torch.no_grad():
                 run.env[node] = run.run_node(node)
@@ -188,17 +188,21 @@ def _correct_bias(conv: QuantConv, mean: Tensor, wanted: Tensor) -> None:
 
 
 def _mean_outputs(body: QuantBody, batches: Sequence[Tensor]) -> dict[str, Tensor]:
-    """[output channels] per convolution: mean over all tiles and places."""
+    """[output channels] per convolution: mean over all tiles and places of its first call."""
     totals: dict[str, Tensor] = {}
     handles = []
+    called: set[str] = set()
     for name, conv in body.convolutions().items():
 
         def add(module: nn.Module, inputs: Any, output: Tensor, name: str = name) -> None:
-            totals[name] = totals.get(name, torch.zeros(())) + output.double().flatten(2).mean(2).sum(0)
+            if name not in called:
+                called.add(name)
+                totals[name] = totals.get(name, torch.zeros(())) + output.double().flatten(2).mean(2).sum(0)
 
         handles.append(conv.register_forward_hook(add))
     with torch.no_grad():
         for batch in batches:
+            called.clear()
             body(batch)
     for handle in handles:
         handle.remove()

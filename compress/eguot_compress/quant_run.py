@@ -135,5 +135,10 @@ def load_quantised(run: Path, net: IspNet) -> tuple[IspNet, QuantState] | None:
         return None
     newest = checkpoints(run)[-1]
     rounded = copy.deepcopy(integer_form(float_form(net)))
-    load_weights(rounded, part(PART, read_checkpoint(newest)[0]), newest.name)
+    try:
+        load_weights(rounded, part(PART, read_checkpoint(newest)[0]), newest.name)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{run}: its int8 form is not this eguot-sdk's; quantise the run again ({error})"
+        ) from error
     return rounded.eval(), state

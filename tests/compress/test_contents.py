@@ -17,6 +17,7 @@ from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
 from eguot_compress.integer_form import float_form, integer_form
 from eguot_compress.parity import Difference
 from eguot_compress.ptq import post_train
+from eguot_sdk.errors import EguotError
 from eguot_sdk.spec import IspSpec, Precision, TensorSpec
 from eguot_train.isps.base import IspNet
 
@@ -107,7 +108,8 @@ class _Upwards(IspNet):
 
     def __init__(self) -> None:
         super().__init__()
-        self.down, self.up = nn.Conv2d(4, 8, 3, stride=2, padding=1), nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.down = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.up: nn.ConvTranspose2d = nn.ConvTranspose2d(8, 6, 2, stride=2)
         self.tail = nn.Conv2d(6, 12, 3, padding=1)
 
     def body(self, planes: Tensor) -> Tensor:
@@ -143,6 +145,52 @@ def test_a_transposed_convolution_is_held_in_integers(pictures: Tensor, tmp_path
     larger = torch.nn.functional.interpolate(pictures[:1], size=(48, 36))
     found = Difference.between(_through_file(path, precision, larger), exact_picture(body, net.shuffle, larger))
     assert found.max_lsb <= 1.001
+
+
+class _Twice(_Upwards):
+    """One transposed convolution by two names, called twice, with a skip's size; channels in groups."""
+
+    name, multiple, halo = "twice", 4, 16
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(4, 6, 3, stride=4, padding=1)
+        self.up = self.again = nn.ConvTranspose2d(6, 6, 4, stride=2, padding=1, groups=3)
+
+    def body(self, planes: Tensor) -> Tensor:
+        half = torch.relu(input=self.up(torch.relu(self.down(planes))))
+        return self.tail(self.again(half, output_size=planes.shape[2:]))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_a_layer_in_groups_called_twice(pictures: Tensor, tmp_path: Path, precision: Precision) -> None:
+    torch.manual_seed(0)
+    plain = _Twice().eval()
+    with torch.no_grad():
+        plain.tail.weight.mul_(4)
+        plain.tail.bias.fill_(0.4)  # type: ignore[union-attr]
+    expected = plain(pictures).detach()
+    net, state, path = float_form(plain), None, tmp_path / "t.tflite"
+    torch.testing.assert_close(net(pictures), expected)
+    if precision == "w8a8":
+        net, state = post_train(net, pictures, bits=8)
+    FORMATS["tflite"].write(net, precision, path, side=32, state=state)
+    got = _through_file(path, precision, pictures)
+    assert Difference.between(got, expected).psnr_db > (40 if state else 100)
+    assert float(expected.clamp(0, 1).std()) > 0.05
+
+
+class _Doubled(nn.ConvTranspose2d):
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return super().forward(input, output_size) * 2
+
+
+def test_a_layer_with_a_forward_of_its_own_is_left_alone(pictures: Tensor) -> None:
+    net = _Upwards().eval()
+    net.up = _Doubled(8, 6, 2, stride=2)
+    assert float_form(net) is net
+    with pytest.raises(EguotError, match="conv_transpose2d has no int8 form"):
+        quantise_body(net)
 
 
 def _through_file(path: Path, precision: Precision, pictures: Tensor) -> Tensor:

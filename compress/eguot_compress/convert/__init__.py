@@ -30,7 +30,7 @@ from eguot_compress.exact_picture import Kernels, exact_picture
 from eguot_compress.fake_quant import Bits, QuantState, quantise_body
 from eguot_compress.integer_form import float_form, integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
-from eguot_compress.parity import Parity, drop_db, measure, render
+from eguot_compress.parity import Difference, Parity, drop_db, measure, render
 from eguot_compress.ptq import half_weights, post_train
 from eguot_compress.quant_run import load_quantised
 from eguot_sdk.errors import EguotError, GateError, OutputError, UsageError
@@ -48,6 +48,8 @@ BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
 TILE = 256
 """Preferred tile of the files written, packed pixels without the halo."""
 GOLDEN_SIDE = 32
+WRITTEN_OUT_DB = 80.0
+"""Least agreement of a network with its form for conversion."""
 
 Echo = Callable[[str], None]
 Via = Literal["litert-torch", "onnx2tf"]
@@ -194,6 +196,11 @@ class _Subject:
         self.integer_net = integer_form(self.net)
         self.loaded, self.name = loaded, name
         self.calibration = calibration.suited_to(self.net)
+        crop = self.calibration.golden[:1]
+        if Difference.between(render(self.net, crop), render(loaded.net.eval(), crop)).psnr_db < WRITTEN_OUT_DB:
+            raise EguotError(
+                f"{self.net.name}: what is converted computes another picture; is a layer's forward its own?"
+            )
         self.provenance = _provenance(loaded, run, calibration)
         self.quantised = load_quantised(run, loaded.net)
         self._holdings: dict[Precision, Holding] = {}

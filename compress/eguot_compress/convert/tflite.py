@@ -15,6 +15,7 @@ from eguot_compress.fake_quant import (
     QuantConv,
     QuantState,
     float_body,
+    has_inner_shuffles,
     in_file_order,
     orders,
     quantise_body,
@@ -40,6 +41,7 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
     Raises EguotError when an op of the network cannot be converted, MissingDependency without litert-torch.
     """
     ordered = in_file_order(net).eval()
+    inner = has_inner_shuffles(net)
     if state is not None:
         layers: list[FloatLayer] = []
         body = quantise_body(ordered, bits=state.bits)
@@ -50,9 +52,9 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
             conv.enabled = True
         with body.exporting():
             data = _litert(body, side, integers=True)
-        return finish_tflite(data, net.shuffle, layers)
+        return finish_tflite(data, net.shuffle, layers, inner_shuffles=inner)
     data = _litert(float_body(ordered).eval(), side, integers=False)
-    return finish_tflite(_half_weights(data) if precision == "fp16" else data, net.shuffle)
+    return finish_tflite(_half_weights(data) if precision == "fp16" else data, net.shuffle, inner_shuffles=inner)
 
 
 def _float_layer(conv: QuantConv) -> FloatLayer:

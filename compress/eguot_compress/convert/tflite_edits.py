@@ -33,11 +33,14 @@ class FloatLayer:
     bias: NDArray[np.float32]
 
 
-def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = ()) -> bytes:
+def finish_tflite(
+    data: bytes, block: int, float_layers: Sequence[FloatLayer] = (), *, inner_shuffles: bool = False
+) -> bytes:
     """A converted body, one output [1, h, w, 3 * block**2] -> the file with the output [1, block*h, block*w, 3].
 
     int8 and float outputs keep type and scale, int16 leaves as float. Input and output are named `raw` and `srgb`.
-    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE.
+    `float_layers` compute in float between a DEQUANTIZE and a QUANTIZE. `inner_shuffles`: reshapes of the right sizes
+    stand for DEPTH_TO_SPACE.
     """
     from ai_edge_litert import schema_py_generated as schema
 
@@ -45,7 +48,8 @@ def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = 
     for layer in float_layers:
         _put_back_to_float(model, schema, layer)
     _widen_int16_biases(model, schema)
-    _write_inner_shuffles(model, schema)
+    if inner_shuffles:
+        _write_inner_shuffles(model, schema)
     _append_depth_to_space(model, schema, block)
     _tidy(model, schema)
     return pack_model(model)
@@ -54,16 +58,21 @@ def finish_tflite(data: bytes, block: int, float_layers: Sequence[FloatLayer] = 
 def _tidy(model: Any, schema: Any) -> None:
     """Drop what no runtime reads and what takes more room than weights in small files.
 
-    Names inside the graph, notes of the converter (its least runtime version is that before the edits), and an empty
-    buffer for every value.
+    Names inside the graph, notes of the converter (its least runtime version is that before the edits), an empty buffer
+    for every value, and constants and kinds of ops that the edits left without a reader.
     """
     (graph,) = model.subgraphs
     model.metadata, model.description = [], None
+    used = {int(i) for op in graph.operators for i in (*op.inputs, *op.outputs)} | {*graph.inputs, *graph.outputs}
+    codes = sorted({op.opcodeIndex for op in graph.operators})
+    model.operatorCodes = [model.operatorCodes[code] for code in codes]
+    for op in graph.operators:
+        op.opcodeIndex = codes.index(op.opcodeIndex)
     kept, place = [schema.BufferT()], {0: 0}
     for index, tensor in enumerate(graph.tensors):
         if index not in {*graph.inputs, *graph.outputs}:
             tensor.name = None
-        if model.buffers[tensor.buffer].data is None:
+        if model.buffers[tensor.buffer].data is None or index not in used:
             tensor.buffer = 0
             continue
         if tensor.buffer not in place:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from torch import Tensor
 
-from eguot_compress.fake_quant import float_body, in_file_order
+from eguot_compress.fake_quant import float_body, has_inner_shuffles, in_file_order
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
 from eguot_sdk.ispfile import describe
@@ -46,7 +46,7 @@ def to_tflite_onnx2tf(net: IspNet, precision: Precision, tiles: Tensor) -> bytes
         found = work / "out" / f"isp_{ENDINGS[precision]}.tflite"
         if not found.is_file():
             raise EguotError(f"TFLite by onnx2tf: no {precision} file came out of TensorFlow's converter")
-        return finish_tflite(found.read_bytes(), net.shuffle)
+        return finish_tflite(found.read_bytes(), net.shuffle, inner_shuffles=has_inner_shuffles(net))
 
 
 def _convert(work: Path, *, integers: bool) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 
 Net = TypeVar("Net", bound=nn.Module)
 Layer = nn.Conv2d | nn.ConvTranspose2d
@@ -106,6 +107,12 @@ def shuffled(maps: Tensor, block: int) -> Tensor:
     return F.pixel_shuffle(maps, block)
 
 
+@fx.wrap
+def grown(maps: Tensor, margins: tuple[int, int, int, int]) -> Tensor:
+    """Zeros around maps: `margins` columns left and right, rows above and below."""
+    return F.pad(maps, margins)
+
+
 class ShuffledConv2d(nn.Module):
     """A transposed convolution of stride s as a plain one to s * s times the channels, and a shuffle: same numbers.
 
@@ -118,11 +125,14 @@ class ShuffledConv2d(nn.Module):
         super().__init__()
         self.block = layer.stride[0]
         rows, columns = (_taps(k, self.block, p) for k, p in zip(layer.kernel_size, layer.padding, strict=True))  # type: ignore[arg-type]
-        reach = max(abs(offset) for axis in (rows, columns) for taps in axis for offset in taps)
+        spans = [[offset for taps in axis for offset in taps] for axis in (rows, columns)]
+        (top, bottom), (left, right) = ((max(0, -min(span)), max(0, *span)) for span in spans)
+        even = top == bottom == left == right
+        self.margins = (0, 0, 0, 0) if even else (left, right, top, bottom)
         bias = layer.bias
         self.conv = nn.Conv2d(
-            layer.in_channels, layer.out_channels * self.block**2, 2 * reach + 1, padding=reach,
-            groups=layer.groups, bias=bias is not None, device=layer.weight.device,
+            layer.in_channels, layer.out_channels * self.block**2, (top + bottom + 1, left + right + 1),
+            padding=top if even else 0, groups=layer.groups, bias=bias is not None, device=layer.weight.device,
         )  # fmt: skip
         kernel = layer.weight.detach().unflatten(0, (layer.groups, -1)).transpose(1, 2).flatten(0, 1)
         with torch.no_grad():
@@ -131,19 +141,26 @@ class ShuffledConv2d(nn.Module):
                 for b, across in enumerate(columns):
                     for y, row in down.items():
                         for x, column in across.items():
-                            phases[:, a, b, :, reach + y, reach + x] = kernel[:, :, row, column]
+                            phases[:, a, b, :, top + y, left + x] = kernel[:, :, row, column]
             if bias is not None and self.conv.bias is not None:
                 self.conv.bias.copy_(bias.repeat_interleave(self.block**2))
 
     @staticmethod
     def fits(layer: nn.ConvTranspose2d) -> bool:
-        """Whether the layer makes its input exactly `stride` times as large, alike along both axes, undilated."""
+        """Whether it is torch's own layer and makes its input exactly `stride` times as large, alike along both axes.
+
+        Not one with hooks or a `forward` of its own: they would be lost.
+        """
+        kind = type(layer).__bases__[0] if is_parametrized(layer) else type(layer)
+        if kind is not nn.ConvTranspose2d or layer._forward_hooks or layer._forward_pre_hooks:
+            return False
         sizes = zip(layer.kernel_size, layer.padding, layer.output_padding, layer.stride, strict=True)
         exact = all(k - 2 * p + more == s for k, p, more, s in sizes)  # type: ignore[operator]
         return exact and layer.stride[0] == layer.stride[1] and layer.dilation == (1, 1)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        return shuffled(self.conv(maps), self.block)
+    def forward(self, input: Tensor, output_size: object = None) -> Tensor:
+        """`output_size`, which U-Nets like to give, can only be that of the skip: see `fits`."""
+        return shuffled(self.conv(grown(input, self.margins) if any(self.margins) else input), self.block)
 
 
 def _taps(kernel: int, stride: int, padding: int) -> list[dict[int, int]]:
@@ -159,13 +176,13 @@ def written_out(net: Net) -> Net:
     zeros too, so the copy has more parameters; its numbers are the same.
     """
     inside = {part for whole in net.modules() if isinstance(whole, PackedConv2d) for part in whole.children()}
-    changes = {path: _plain(module) for path, module in net.named_modules() if module not in inside}
+    changes = {module: _plain(module) for module in net.modules() if module not in inside}
     if not any(changes.values()):
         return net
     twin = copy.deepcopy(net)
-    for path, module in changes.items():
-        if module is not None:
-            twin.set_submodule(path, module)
+    for path, module in net.named_modules(remove_duplicate=False):  # a layer may go by two names
+        if (plain := changes.get(module)) is not None:
+            twin.set_submodule(path, plain)
     return twin
 
 

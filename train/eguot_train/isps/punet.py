@@ -31,7 +31,7 @@ class Punet(IspNet):
     """Purely local, with a wide window."""
 
     name = "punet"
-    halo = 208  # 206 rounded up
+    halo = 224  # 206, or 222 where rounding fills zeros of transposed convolutions written out, rounded up
     multiple = 16
     mobile_safe = False  # tanh
     recipe = Recipe(lr=1e-4, batch=32, betas=(0.9, 0.999))
