@@ -250,9 +250,8 @@ class QuantConv(nn.Module):
 
     def steps(self) -> Tensor:
         """The weights as whole numbers of steps, int8."""
-        inverse = (1.0 / self.scales()).reshape(
-            [-1] + [1] * (self.conv.weight.ndim - 1)
-        )  # as torch rounds: a product, not a quotient
+        shape = [-1] + [1] * (self.conv.weight.ndim - 1)
+        inverse = (1.0 / self.scales()).reshape(shape)  # as torch rounds: a product, not a quotient
         return torch.clamp(torch.round(self.conv.weight.detach().float() * inverse), -127, 127).to(torch.int8)
 
     def weight(self) -> Tensor:
