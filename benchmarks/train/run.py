@@ -88,7 +88,7 @@ def real_loop(config: TrainConfig, clock: Callable[[], float]) -> tuple[list[flo
 
     with tempfile.TemporaryDirectory() as folder, patch.object(Batches, "stream", timed):
         train(config, Path(folder) / "run", echo=lambda line: None)
-    return steps[SKIP:], waits[SKIP:]
+    return steps[SKIP:-1], waits[SKIP:-1]  # the last one draws a sheet and saves the run
 
 
 def plain_loop(config: TrainConfig, clock: Callable[[], float]) -> list[float]:
@@ -241,10 +241,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rows", default="supervised,paired,unpaired", show_default=True, help="Of " + "; ".join(ROWS))
+@click.option("--isp", default="qisp-s", show_default=True)
 @click.option("--steps", type=click.IntRange(min=SKIP + 1), default=29, show_default=True, help="Steps a round.")
 @click.option("--clock", type=click.Choice(["wall", "cpu"]), default="wall", show_default=True)
 @click.option("--rounds", type=click.IntRange(min=1), default=2, show_default=True)
-def main(out: Path, device: str, rows: str, steps: int, clock: str, rounds: int) -> None:
+def main(out: Path, device: str, rows: str, isp: str, steps: int, clock: str, rounds: int) -> None:
     """Measure, print a table and write OUT/results.json."""
     wanted = [row for row in rows.replace("; ", ",").split(",") if row] if rows != "all" else list(ROWS)
     if unknown := [row for row in wanted if row not in ROWS]:
@@ -260,7 +261,7 @@ def main(out: Path, device: str, rows: str, steps: int, clock: str, rounds: int)
     found = []
     for name in wanted:
         mode, settings = ROWS[name]
-        config: TrainConfig = TrainConfig(mode=mode, device=device, steps=steps, **folders, **never)  # type: ignore[arg-type]
+        config: TrainConfig = TrainConfig(mode=mode, isp=isp, device=device, steps=steps, **folders, **never)  # type: ignore[arg-type]
         config = config.with_settings(settings)
         if device == "cuda":
             config = config.with_settings(CUDA_SETTINGS)
