@@ -115,14 +115,20 @@ class _Upwards(IspNet):
     def body(self, planes: Tensor) -> Tensor:
         return self.tail(torch.relu(self.up(torch.relu(self.down(planes)))))  # type: ignore[no-any-return]
 
+    @classmethod
+    def lively(cls) -> _Upwards:
+        """With weights that give a picture."""
+        torch.manual_seed(0)
+        net = cls().eval()
+        with torch.no_grad():
+            net.tail.weight.mul_(4)
+            net.tail.bias.fill_(0.4)  # type: ignore[union-attr]
+        return net
+
 
 @pytest.mark.parametrize("precision", ["w8", "w8a8", "w8a16"])
 def test_a_transposed_convolution_is_held_in_integers(pictures: Tensor, tmp_path: Path, precision: Precision) -> None:
-    torch.manual_seed(0)
-    plain = _Upwards().eval()
-    with torch.no_grad():
-        plain.tail.weight.mul_(4)
-        plain.tail.bias.fill_(0.4)  # type: ignore[union-attr]
+    plain = _Upwards.lively()
     bits = {"w8": None, "w8a8": 8, "w8a16": 16}[precision]
     net, state = post_train(float_form(plain), pictures, bits=bits)  # type: ignore[arg-type]
     wider = tuple(1.3 * s for s in state.weights["up.conv"])  # as after training, when no weight lies on the last step
@@ -164,11 +170,7 @@ class _Twice(_Upwards):
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a8"])
 def test_a_layer_in_groups_called_twice(pictures: Tensor, tmp_path: Path, precision: Precision) -> None:
-    torch.manual_seed(0)
-    plain = _Twice().eval()
-    with torch.no_grad():
-        plain.tail.weight.mul_(4)
-        plain.tail.bias.fill_(0.4)  # type: ignore[union-attr]
+    plain = _Twice.lively()
     expected = plain(pictures).detach()
     net, state, path = float_form(plain), None, tmp_path / "t.tflite"
     torch.testing.assert_close(net(pictures), expected)
