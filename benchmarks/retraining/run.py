@@ -8,11 +8,12 @@ learning rate and seed. `supervised` is the architecture's original loss and opt
 `paired` EGUOT on the same pairs; `unpaired` sees the raws of those scenes and photos of other scenes; `mixed` sees all
 of it. Data sets:
 
-    synth     examples/photos shot by the synthetic camera of split 0: 21 raw, 21 target and 18 test scenes
+    synth     examples/photos shot by the synthetic camera of a split: 21 raw, 21 target and 18 test scenes
     shuffled  the same camera and test scenes, 42 scenes both raw and target; nobody says which belong together
     real      folds of a folder of real pairs (--real): each scene is tested once, the others are raw or target scenes
 
-Otherwise no scene is on two sides. Nothing is chosen by test scenes: the last step's average weights are scored,
+Otherwise no scene is on two sides. Split 0 alone, or with `--splits N` the means over N splits, each another drawing
+of the scenes and another camera. Nothing is chosen by test scenes: the last step's average weights are scored,
 protocol `plain`. Differences come with 95% intervals of a paired bootstrap over test pictures: they say nothing about
 seeds.
 """
@@ -64,15 +65,17 @@ class Job:
 
 
 def make_data(name: str, out: Path, photos: Path, real: Path | None) -> Path:
-    """The folder of a data set, made where it is absent. `name`: synth, shuffled, or realN for a fold."""
+    """The folder of a data set, made where it is absent: synth, shuffled (both split 0), synthN, shuffledN, realN."""
     place = out / "data" / name
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
-        if name in SYNTHETIC:
-            synthetic_split(photos, place, SYNTHETIC[name], 0)
+        kind = name.rstrip("0123456789")
+        part = int(name.removeprefix(kind) or 0)
+        if kind in SYNTHETIC:
+            synthetic_split(photos, place, SYNTHETIC[kind], part)
         else:
             assert real is not None
-            real_split(real, place, int(name.removeprefix("real")))
+            real_split(real, place, part)
     return place
 
 
@@ -188,6 +191,7 @@ def _cell(scores: Evaluation | None) -> str:
     "--folds", type=click.IntRange(1, 4), default=4, show_default=True, help="Folds of the real pairs to run."
 )
 @click.option("--sets", default=",".join(SYNTHETIC), show_default=True, help="Synthetic data sets.")
+@click.option("--splits", type=click.IntRange(min=1), default=1, show_default=True, help="Of each synthetic set.")
 @click.option("--isps", default=ISPS, show_default=True)
 @click.option("--modes", default=",".join(MODES), show_default=True)
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True)
@@ -195,14 +199,14 @@ def _cell(scores: Evaluation | None) -> str:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--table-only", is_flag=True, help="Train nothing.")
 def main(
-    out: Path, photos: Path, real: Path | None, folds: int, sets: str, isps: str, modes: str, steps: int, crop: int,
-    seeds: int, table_only: bool,
+    out: Path, photos: Path, real: Path | None, folds: int, sets: str, splits: int, isps: str, modes: str, steps: int,
+    crop: int, seeds: int, table_only: bool,
 ) -> None:  # fmt: skip
     """Run what has no result yet, print the tables and write OUT/results.md."""
     wanted, names = [name for name in sets.split(",") if name], isps.split(",")
     if unknown := sorted({*wanted} - {*SYNTHETIC} | {*modes.split(",")} - {*MODES}):
         raise click.UsageError(f"unknown {unknown[0]!r}: sets are {', '.join(SYNTHETIC)}, modes {', '.join(MODES)}")
-    folders_of = {name: [name] for name in wanted}
+    folders_of = {name: [name, *(f"{name}{split}" for split in range(1, splits))] for name in wanted}
     if real:
         folders_of["real"] = [f"real{fold}" for fold in range(folds)]
     jobs = [
@@ -219,7 +223,7 @@ def main(
         run(job, out / "data" / job.data, out, steps, crop)
     text = []
     for name, folders in folders_of.items():
-        text += [f"### {name}, {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}", ""]
+        text += [f"### {name} ({', '.join(folders)}), {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}", ""]
         text += [*table(out, steps, folders, names, seeds), ""]
     (out / "results.md").write_text("\n".join(text))
     click.echo("\n".join(text))
