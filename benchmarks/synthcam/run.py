@@ -2,7 +2,7 @@
 
     python benchmarks/synthcam/run.py --out runs/synthcam                     # rows of the README
     python benchmarks/synthcam/run.py --out runs/synthcam --rows supervised,pseudo --steps 500
-    python benchmarks/synthcam/run.py --out runs/scenes --scenes                # procedural scenes instead of photos
+    python benchmarks/synthcam/run.py --out runs/scenes --scenes 84        # 84 procedural scenes a side, no photos
 
 Photos are split by scene into raw scenes, target scenes and test scenes; a synthetic camera (its seed is the split's
 number) shoots the first and the last. Protocols: `disjoint`, no scene on two sides; `shuffled`, raws and targets show
@@ -126,16 +126,16 @@ def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
     return result | made.distances(wanted) | {"structure": float(np.mean(structure))}
 
 
-def make_scenes(out: Path) -> Path:
-    """A folder of 60 procedural scenes to use as photos: as many raw, target and test scenes as of the photos."""
+def make_scenes(out: Path, count: int) -> Path:
+    """A folder of procedural scenes to use as photos: `count` raw and `count` target scenes, and 18 to test on."""
     if not out.is_dir():
         building = out.with_name(out.name + ".part")
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-        names = [f"scene-{seed:02}.png" for seed in range(60)]
+        names = [f"scene-{seed:05}.png" for seed in range(2 * count + 18)]
         for seed, name in enumerate(names):
             Image.fromarray(make_scene(seed, 480, 640)).save(building / name)
-        split = {"raw": names[:21], "srgb": names[21:42], "test": names[42:]}
+        split = {"raw": names[:count], "srgb": names[count : 2 * count], "test": names[2 * count :]}
         (building / "split.json").write_text(json.dumps(split))
         building.rename(out)
     return out
@@ -290,7 +290,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 
 @click.command()
 @click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
-@click.option("--scenes", is_flag=True, help="Procedural scenes instead of photos.")
+@click.option("--scenes", type=click.IntRange(min=1), help="Procedural scenes a side, instead of photos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rows", default=",".join(DEFAULT_ROWS), show_default=True, help=f"Of {', '.join(ROWS)}.")
 @click.option("--protocols", default="disjoint", show_default=True, help="disjoint, shuffled or both.")
@@ -303,7 +303,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 @click.option("--steps", type=int, help="Steps of every row.  [default: the recipe's]")
 def main(
     photos: Path,
-    scenes: bool,
+    scenes: int | None,
     out: Path,
     rows: str,
     protocols: str,
@@ -318,7 +318,7 @@ def main(
     unknown = sorted(set(wanted) - set(ROWS))
     if unknown:
         raise click.UsageError(f"unknown row {unknown[0]!r}: use {', '.join(ROWS)}")
-    photos = make_scenes(out / "scenes") if scenes else photos
+    photos = make_scenes(out / "scenes", scenes) if scenes else photos
     text = []
     for protocol in protocols.split(","):
         for isp in isps.split(","):
