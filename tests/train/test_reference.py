@@ -159,6 +159,24 @@ def test_many_pictures_overrule_the_prior() -> None:
     assert rms(found, look) < 0.25 * rms(camera_alignment(PRIOR), look)
 
 
+def test_large_folders_of_unlike_scenes_are_believed() -> None:
+    """A look three spreads off the prior, unlike pictures of their own brightness: the more there are, the nearer."""
+    look = camera_alignment(PRIOR + np.array([0, -3, 0, -3, 0]) * PRIOR_SPREAD)
+    rng = np.random.default_rng(0)
+
+    def off(count: int) -> float:
+        sides = []
+        for _ in (0, 1):
+            shades = pool()[torch.from_numpy(rng.integers(len(pool()), size=(count, 6)))]
+            brightness = torch.from_numpy(np.exp(rng.normal(0, 0.3, (count, 1, 1))).astype(np.float32))
+            sides.append(list((shades * brightness).clamp(0, 1)))
+        return rms(fit_alignment(sides[0], [mapped(look, x) for x in sides[1]]), look)
+
+    few, many = off(20), off(400)
+    assert many < 0.5 * few
+    assert many < 0.2 * rms(camera_alignment(PRIOR), look)
+
+
 def test_weights_discount_what_one_side_lacks() -> None:
     """One photo in ten is a saturated green: it costs the robust fit little, the plain one much."""
     source, clean = pictures_of(colours(450, 0)), pictures_of(mapped(KNOWN, colours(450, 1)))

@@ -48,6 +48,8 @@ BINS = 256
 DRAWS = 60
 RIDGE, FINE_RIDGE = 1e-2, 1e-4
 """Variance added to every compared number: the curve family is not exact. The fine one is for judging the misfit."""
+FEW = 21
+"""Pictures a side beyond which the variance added falls as content noise does: large folders are believed."""
 LEAST_SHARE = 0.02
 """Least share of the content noise that folders of the same scenes are taken to have."""
 FREE = 3.0
@@ -175,10 +177,11 @@ def _most_probable(
     precision = np.diag(PRIOR_SPREAD**-2.0)
     # One picture says nothing of its kind's spread: as if each side had one more, a tenth of the range away.
     few = 0.01 * (len(source) ** -2.0 + len(target) ** -2.0)
+    added = RIDGE * min(1.0, FEW * (1 / len(source) + 1 / len(target)) / 2)
     for _ in range(2):
         noise = np.cov(np.array([_misfit(values, *pair) for pair in drawn]).T) + few * np.eye(len(LEVELS) + 3)
         ridge = np.eye(len(noise))
-        inverse = np.linalg.inv(noise + RIDGE * ridge)
+        inverse = np.linalg.inv(noise + added * ridge)
         free = _solve((lambda v: _misfit(v, *whole), inverse), precision / FREE**2, known)
         left = _misfit(free, *whole)
         share = float(left @ np.linalg.solve(noise + FINE_RIDGE * ridge, left)) / (len(left) - len(values))
