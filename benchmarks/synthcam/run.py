@@ -127,7 +127,10 @@ def score(render: Render, pairs: Sequence[Pair], label: str) -> dict[str, Any]:
 
 
 def make_scenes(out: Path, count: int) -> Path:
-    """A folder of procedural scenes to use as photos: `count` raw and `count` target scenes, and 18 to test on."""
+    """A folder of procedural scenes to use as photos: 18 to test on, `count` raw and `count` target scenes.
+
+    More scenes are the same ones and others, and the test is the same, so that counts compare.
+    """
     if not out.is_dir():
         building = out.with_name(out.name + ".part")
         shutil.rmtree(building, ignore_errors=True)
@@ -135,7 +138,7 @@ def make_scenes(out: Path, count: int) -> Path:
         names = [f"scene-{seed:05}.png" for seed in range(2 * count + 18)]
         for seed, name in enumerate(names):
             Image.fromarray(make_scene(seed, 480, 640)).save(building / name)
-        split = {"raw": names[:count], "srgb": names[count : 2 * count], "test": names[2 * count :]}
+        split = {"raw": names[18::2], "srgb": names[19::2], "test": names[:18]}
         (building / "split.json").write_text(json.dumps(split))
         building.rename(out)
     return out
