@@ -298,6 +298,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
 @click.option("--rows", default=",".join(DEFAULT_ROWS), show_default=True, help=f"Of {', '.join(ROWS)}.")
 @click.option("--protocols", default="disjoint", show_default=True, help="disjoint, shuffled or both.")
 @click.option("--splits", type=int, default=1, show_default=True, help="How many splits; each has its own camera.")
+@click.option("--first", type=int, default=0, show_default=True, help="First split. 5 to 12 served to choose settings.")
 @click.option("--seeds", type=int, default=1, show_default=True)
 @click.option("--isps", default="qisp-s", show_default=True)
 @click.option(
@@ -311,6 +312,7 @@ def main(
     rows: str,
     protocols: str,
     splits: int,
+    first: int,
     seeds: int,
     isps: str,
     odd: Path | None,
@@ -326,7 +328,7 @@ def main(
     for protocol in protocols.split(","):
         for isp in isps.split(","):
             results = []
-            for split in range(splits):
+            for split in range(first, first + splits):
                 data = out / "data" / f"{protocol}-{split}"
                 if not data.is_dir():
                     synthetic_split(photos, data, protocol, split)
