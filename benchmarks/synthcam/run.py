@@ -68,7 +68,7 @@ SHARES = "omega=0.02,0.02,0.02"
 ALONE = ("pseudo=0", "warmup=0.5")
 """No pseudo-pairs: after half of the steps spent on the aligned reference rendering the picture is left to transport
 and the committee, as in the paper."""
-C2_ALONE = ("pseudo=0", "cost_weights=0,0,0,1,0")
+C2_ALONE = (*ALONE, "cost_weights=0,0,0,1,0")
 """A cost that does not see colour (METHOD.md T8 b)."""
 BALANCED = ("psi_target=linear", "weighted_alignment=false")
 """Every target counts in full everywhere: in the transport and in the alignment."""
