@@ -56,7 +56,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("last.jpg"))
     options = parser.parse_args()
 
-    from picamera2 import Picamera2
+    try:
+        from picamera2 import Picamera2
+    except ImportError:
+        hint = "apt install python3-picamera2, in a virtual environment made with --system-site-packages"
+        raise SystemExit(f"picamera2 is missing: {hint}") from None
 
     camera = Picamera2()
     order = camera.sensor_format.lstrip("S")[:4]  # the sensor's own phase

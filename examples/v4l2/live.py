@@ -68,7 +68,10 @@ def main() -> None:
     options = parser.parse_args()
     cfa_and_bits(options.format)
 
-    from linuxpy.video.device import Device, VideoCapture
+    try:
+        from linuxpy.video.device import Device, VideoCapture
+    except ImportError:
+        raise SystemExit("linuxpy is missing: pip install linuxpy") from None
 
     width, height = (int(side) for side in options.size.split("x"))
     wb = tuple(float(v) for v in options.wb.split(",")) if options.wb else None

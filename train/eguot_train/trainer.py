@@ -123,7 +123,7 @@ def _train(
         return out
     judges = pairs_to_score(config.val)[0] if config.val else []
     started = load_init(config) if config.init is not None and not tensors else None
-    sources = load_sources(config)
+    sources = load_sources(config, show=echo is _to_stderr)
     echo(_counts(sources))
     for line in sources.notes:
         echo(line)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import PairLike
+from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.registration import register
 
@@ -132,8 +135,10 @@ class Sources:
     """Folder role -> sha256 over the names and bytes of its files."""
 
 
-def load_sources(config: TrainConfig) -> Sources:
+def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
     """Read the folders a mode needs; each may be shards or any layout that `datasets.open_dataset` knows.
+
+    `show`: with a progress bar on stderr, and LibRaw's own words about damaged files kept off it.
 
     A folder that would take more than HELD_BYTES is only opened, and streamed as shards are.
     Of a data set with parts the training part is read. Where --raw and --srgb name one folder of pairs, its scenes are
@@ -147,13 +152,13 @@ def load_sources(config: TrainConfig) -> Sources:
             sources.frames = _open_shards(config, sources, "raw", frame_of)
         else:
             items = _half(sources, config.raw, config.srgb, 0)
-            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", frame_of, frame_of)
+            _, sources.frames = _read(config, sources, "raw", items, "usable raw files", frame_of, frame_of, show)
         if is_shards(config.srgb, "srgb"):
             sources.photos = _open_shards(config, sources, "srgb", photo_of)
             sources.photo_names = [""] * len(sources.photos)
         else:
             items = _half(sources, config.srgb, config.raw, 1)
-            names, sources.photos = _read(config, sources, "srgb", items, "readable photos", photo_of, photo_of)
+            names, sources.photos = _read(config, sources, "srgb", items, "readable photos", photo_of, photo_of, show)
             sources.photo_names = names
     if config.paired:
         if config.pairs is None:
@@ -164,7 +169,7 @@ def load_sources(config: TrainConfig) -> Sources:
             dataset = open_dataset(config.pairs)
             sources.notes += dataset.notes
             items = pairs_of(dataset.part("train"))
-            _, pairs = _read(config, sources, "pairs", items, "usable pairs", _held_pair, _checked_pair)
+            _, pairs = _read(config, sources, "pairs", items, "usable pairs", _held_pair, _checked_pair, show)
             sources.pairs += pairs
     if config.unpaired and config.find_pairs and not sources.streamed:
         for photo, frame, truth in found_pairs(sources.frames, sources.photos, config.color_input):
@@ -195,6 +200,7 @@ def _read(
     kind: str,
     read: Callable[[Item], T],
     glance: Callable[[Item], T],
+    show: bool,
 ) -> tuple[list[str], list[T]]:
     """File names and what `read` makes of each item; notes what cannot be read, and the hash of all.
 
@@ -203,18 +209,19 @@ def _read(
     folder = Path(str(getattr(config, role)))
     names, found, failed = [], [], []
     held = 0
-    for item in items:
-        try:
-            value = read(item)
-        except EguotError as error:
-            failed.append(str(error))
-            continue
-        found.append(value)
-        names.append(item.files()[-1 if role == "srgb" else 0].name)
-        held += bytes_of((value.raw, value.picture) if isinstance(value, HeldPair) else value)
-        if held > HELD_BYTES or (len(found) == TRIED and held / TRIED * len(items) > HELD_BYTES):
-            first = _stream_items(config, sources, role, items, glance, held // len(found))
-            return [""] * len(first), first
+    with quiet() if show else nullcontext() as stream:
+        for item in progress_bar(items, label=f"read {role}", stream=stream) if show else items:
+            try:
+                value = read(item)
+            except EguotError as error:
+                failed.append(str(error))
+                continue
+            found.append(value)
+            names.append(item.files()[-1 if role == "srgb" else 0].name)
+            held += bytes_of((value.raw, value.picture) if isinstance(value, HeldPair) else value)
+            if held > HELD_BYTES or (len(found) == TRIED and held / TRIED * len(items) > HELD_BYTES):
+                first = _stream_items(config, sources, role, items, glance, held // len(found))
+                return [""] * len(first), first
     sources.skipped += failed
     if not found:
         why = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""

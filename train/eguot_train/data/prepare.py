@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
+from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, OutputError, UsageError
 from eguot_sdk.output import written_beside
 from eguot_sdk.progress import progress_bar
@@ -98,7 +99,7 @@ def _run(tasks: Sequence[Task], cluster: str | None) -> list[tuple[list[Path], i
         results = map(write_task, tasks)
     else:
         results = map_processes(write_task, tasks)
-    with progress_bar(len(tasks), label="shards") as bar:
+    with quiet() as stream, progress_bar(len(tasks), label="shards", stream=stream) as bar:
         done = []
         for result in results:
             done.append(result)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError
 from eguot_sdk.isp import ISP
 from eguot_sdk.progress import progress_bar
@@ -97,8 +98,9 @@ def problem_of(item: Item) -> str | None:
 
 def _read_all(items: Sequence[Item]) -> list[str | None]:
     if len(items) <= FEW or core_count() == 1:
-        return [problem_of(item) for item in progress_bar(items, label="read")]
-    with progress_bar(len(items), label="read") as bar:
+        with quiet() as stream:
+            return [problem_of(item) for item in progress_bar(items, label="read", stream=stream)]
+    with quiet() as stream, progress_bar(len(items), label="read", stream=stream) as bar:
         found = []
         for line in map_processes(problem_of, items):
             found.append(line)
