@@ -8,11 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from eguot_train import ranks
@@ -48,6 +51,27 @@ def test_without_torchrun_nothing_is_exchanged() -> None:
     assert ranks.from_first(lambda: "mine") == "mine"
     with ranks.joined(torch.device("cpu")) as device:
         assert device.type == "cpu"
+
+
+def test_a_start_does_not_read_what_dead_processes_wrote() -> None:
+    """A store of two earlier starts, in the second of which rank 1 died before it was answered."""
+    store = dist.HashStore()
+
+    def parts(ranks_in_order: Sequence[int]) -> dict[int, dist.Store]:
+        with ThreadPoolExecutor(3) as pool:
+            found = {}
+            for rank in ranks_in_order:
+                found[rank] = pool.submit(ranks.own_part, store, rank, 3)
+                time.sleep(0.1)  # so that rank 0 meets old greetings, or others wait for it
+            return {rank: future.result(timeout=30) for rank, future in found.items()}
+
+    for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+        found = parts(order)
+        found[1].set("address", str(order))
+        assert {part.get("address").decode() for part in found.values()} == {str(order)}
+        assert not found[0].check(["rank_0"]), "of an earlier start"
+        found[0].set("rank_0", "an address")
+        store.set("greeting/1", "of a process that died")
 
 
 def test_two_processes_give_the_curve_of_one(folders: dict[str, str], tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ step, which is the step of one process that holds the whole batch.
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -19,9 +21,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from eguot_sdk.errors import EguotError
+
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)
 """How long the others wait for rank 0 while it validates and writes."""
+START = timedelta(minutes=10)
+"""How long a start may take until all have come."""
+POLL_S = 0.02
 
 
 @contextmanager
@@ -33,11 +40,44 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    store, rank, world = next(dist.rendezvous("env://", timeout=START))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    store = own_part(store, rank, world)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=TIMEOUT)
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def own_part(store: dist.Store, rank: int, world: int) -> dist.Store:
+    """The part of torchrun's store that belongs to this start of the processes alone.
+
+    The store outlives processes that torchrun starts again, with the addresses of the dead in it, and who reads those
+    before they are written anew waits for nobody. So each greets rank 0 with a number never used before, and rank 0
+    answers that number with the name of this start. Counting restarts would not do: machines count them differently.
+    """
+    if rank > 0:
+        greeting = uuid.uuid4().hex
+        store.set(f"greeting/{rank}", greeting)
+        store.wait([f"start/{greeting}"], START)
+        start = store.get(f"start/{greeting}").decode()
+        store.set(f"{start}/here/{rank}", "")
+        return dist.PrefixStore(start, store)
+    start, answered, deadline = uuid.uuid4().hex, dict[int, str](), time.monotonic() + START.total_seconds()
+    missing = set(range(1, world))
+    while missing:
+        for other in missing:
+            if store.check([f"greeting/{other}"]):
+                greeting = store.get(f"greeting/{other}").decode()
+                if answered.get(other) != greeting:  # the first may be that of a dead process
+                    store.set(f"start/{greeting}", start)
+                    answered[other] = greeting
+        missing = {other for other in missing if not store.check([f"{start}/here/{other}"])}
+        if time.monotonic() > deadline:
+            raise EguotError(f"processes {sorted(missing)} did not come within {START}")
+        time.sleep(POLL_S if missing else 0)
+    return dist.PrefixStore(start, store)
 
 
 def world() -> int:
