@@ -48,7 +48,7 @@ BINS = 256
 DRAWS = 60
 RIDGE, FINE_RIDGE = 1e-2, 1e-4
 """Variance added to every compared number: the curve family is not exact. The fine one is for judging the misfit."""
-FEW = 21
+ENOUGH = 21
 """Pictures a side beyond which the variance added falls as content noise does: large folders are believed."""
 LEAST_SHARE = 0.02
 """Least share of the content noise that folders of the same scenes are taken to have."""
@@ -177,7 +177,7 @@ def _most_probable(
     precision = np.diag(PRIOR_SPREAD**-2.0)
     # One picture says nothing of its kind's spread: as if each side had one more, a tenth of the range away.
     few = 0.01 * (len(source) ** -2.0 + len(target) ** -2.0)
-    added = RIDGE * min(1.0, FEW * (1 / len(source) + 1 / len(target)) / 2)
+    added = RIDGE * min(1.0, ENOUGH * (1 / len(source) + 1 / len(target)) / 2)
     for _ in range(2):
         noise = np.cov(np.array([_misfit(values, *pair) for pair in drawn]).T) + few * np.eye(len(LEVELS) + 3)
         ridge = np.eye(len(noise))
