@@ -225,6 +225,7 @@ def main(
     for name, folders in folders_of.items():
         text += [f"### {name} ({', '.join(folders)}), {steps} steps, {seeds} seed{'s' if seeds > 1 else ''}", ""]
         text += [*table(out, steps, folders, names, seeds), ""]
+    out.mkdir(parents=True, exist_ok=True)
     (out / "results.md").write_text("\n".join(text))
     click.echo("\n".join(text))
 

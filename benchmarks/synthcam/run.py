@@ -198,7 +198,7 @@ OUTLIERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 
 
 def outlier_auc(run: Path) -> float | None:
-    """Area under the ROC curve of low w(y) telling planted outliers from photos; None where there are none."""
+    """Area under the ROC curve of low weights (typicality times w(y)) telling planted outliers from photos, if any."""
     listed = run / "outliers.csv"
     if not listed.is_file():
         return None
@@ -266,7 +266,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     shows = {"reference": "R(x): white balance, matrix, gamma", "aligned": "aligned R(x), no pair used"}
     shows |= {key: row.shows for key, row in ROWS.items()} | {"w8a8": "unpaired, as w8a8 .tflite"}
     lines = [
-        "| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | AUC of w(y) | runs |",
+        "| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | AUC of the weights | runs |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in order:

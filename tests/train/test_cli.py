@@ -66,7 +66,7 @@ def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: 
         (("paired", "--isp", "nothing"), 2, "unknown ISP 'nothing'"),
         (("paired", "--pairs", "absent", "--val", "nowhere"), 2, "nowhere is not a folder"),
         (("paired", "--seed", "-1"), 2, "seed must not be negative"),
-        (("paired", "--resume"), 1, "is not a run folder"),
+        (("paired", "--resume"), 1, "nothing to resume: start it without --resume"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -113,6 +113,7 @@ def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monke
         assert score.psnr_db > 10
     assert csv_path(path, pairs, None) == tmp_path / "look.w8a8-evaluate-pairs.csv"
     assert csv_path("default", pairs, None) == Path("default-evaluate-pairs.csv")
+    assert csv_path("default", pairs, None, "aligned") == Path("default-evaluate-pairs-aligned.csv")
 
 
 @pytest.mark.skipif(not DEFAULT_ISP.is_file(), reason="this tree has no default ISP")

@@ -287,7 +287,7 @@ def test_resuming_a_finished_run_changes_nothing(folders: dict[str, str], tmp_pa
 
 def test_what_cannot_be_resumed_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
     config = tiny("supervised", folders, steps=2, checkpoint_every=1)
-    with pytest.raises(CheckpointError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
         train(config, tmp_path / "absent", resume=True, echo=quietly)
     assert not (tmp_path / "absent").exists()
     run = train(config, tmp_path / "run", echo=quietly)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def train(
             fields = _like(init) | fields
         config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
-    click.echo(f"trained {out}", err=True)
+    if os.environ.get("RANK", "0") == "0":
+        click.echo(f"trained {out}", err=True)
 
 
 def _like(init: str) -> dict[str, str]:

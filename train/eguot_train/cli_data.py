@@ -199,7 +199,7 @@ def evaluate(
     problems = evaluation.skipped
     for line in (*notes, *(f"skipped: {problem}" for problem in problems)):
         click.echo(line, err=True)
-    csv = evaluation.write_csv(scoring.csv_path(model, pairs, out))
+    csv = evaluation.write_csv(scoring.csv_path(model, pairs, out, protocol))
     if worst is not None:
         scoring.worst_sheet(worst, model, items, evaluation)
     if as_json:
@@ -209,6 +209,8 @@ def evaluate(
         click.echo(f"{model} on {len(evaluation.scores)} images of {pairs}, protocol {evaluation.protocol}")
         _tell_scores(evaluation)
         click.echo(f"  per image: {csv}")
+        if worst is not None:
+            click.echo(f"  worst: {worst}")
     if problems:
         raise EguotError(f"{len(problems)} pairs could not be scored; the others are")
 

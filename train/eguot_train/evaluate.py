@@ -169,9 +169,9 @@ def _eight_bits(isp: ISP) -> Render:
     return render
 
 
-def csv_path(model: str | Path, pairs: Path, out: Path | None) -> Path:
+def csv_path(model: str | Path, pairs: Path, out: Path | None, protocol: Protocol = "plain") -> Path:
     """Where the per-image CSV goes: into `out`, else into the run, beside the file, or here for `default`."""
-    path, folder = Path(model), pairs.resolve().name
+    path, folder = Path(model), pairs.resolve().name + ("" if protocol == "plain" else f"-{protocol}")
     if path.is_dir():
         return (out or path) / f"evaluate-{folder}.csv"
     stem = path.name.removesuffix(path.suffix) if path.is_file() else DEFAULT

@@ -77,6 +77,6 @@ def _thumbnail(photo: NDArray[np.uint8], weight: float) -> NDArray[np.uint8]:
     image = Image.fromarray(photo)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, 76, 16), fill=(255, 255, 255))
-    draw.text((3, 2), f"w = {weight:.3f}", fill=(0, 0, 0))
+    draw.rectangle((0, 0, 96, 16), fill=(255, 255, 255))
+    draw.text((3, 2), f"weight {weight:.3f}", fill=(0, 0, 0))
     return np.asarray(image)

@@ -143,7 +143,7 @@ def _train(
         load_weights(net, started, str(config.init))
     ema.load_state_dict(net.state_dict())
     if not state and config.unpaired:
-        echo("aligning the reference rendering with the photos (a few seconds)")
+        echo("aligning the reference rendering with the photos")
     fixed = fixed_from_state(config, state) if state else ranks.from_first(lambda: fit_fixed(config, sources))
     norms: dict[str, float] = dict(state.get("norms", {}))
     photo_weights = PhotoWeights(sources.photo_names, fixed.typical)
@@ -276,6 +276,8 @@ def _open_run(
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
         return 0, {}, {}
+    if not out.exists():
+        raise CheckpointError(f"{out} does not exist, so there is nothing to resume: start it without --resume")
     saved = read_config(out)
     if saved.mode != config.mode:
         raise UsageError(f"{out.name} is a {saved.mode} run and cannot be resumed as {config.mode}")
@@ -291,6 +293,8 @@ def _open_run(
             raise UsageError(f"{out.name} was started with {key}={before}, which cannot become {now}: start a new run")
         if before != now and key not in ELSEWHERE:
             echo(f"{out.name}: {key} is {now} from step {state['step']} on (was {before})")
+    if state["step"] < config.steps:
+        echo(f"{out.name}: going on from step {state['step']} of {config.steps}")
     return int(state["step"]), tensors, state
 
 
