@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +58,7 @@ def train(
 
     from dataclasses import replace
 
+    from . import ranks
     from .checkpoint import read_config
     from .recipes import for_machine
     from .trainer import train as run
@@ -76,7 +76,7 @@ def train(
             fields = _like(init) | fields
         config = for_machine(mode, **fields).with_settings(settings)
     run(config, out, resume=resume)
-    if os.environ.get("RANK", "0") == "0":
+    if ranks.speaks():
         click.echo(f"trained {out}", err=True)
 
 

@@ -90,6 +90,11 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def speaks() -> bool:
+    """Whether this is the process that talks to the person, also before and after the processes are joined."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def restarted() -> bool:
     """Whether torchrun has started this process again after one of the run died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
