@@ -8,14 +8,15 @@ learning rate and seed. `supervised` is the architecture's original loss and opt
 `paired` EGUOT on the same pairs; `unpaired` sees the raws of those scenes and photos of other scenes; `mixed` sees all
 of it. Data sets:
 
-    synth     examples/photos shot by the synthetic camera of a split: 21 raw, 21 target and 18 test scenes
-    shuffled  the same camera and test scenes, 42 scenes both raw and target; nobody says which belong together
-    real      folds of a folder of real pairs (--real): each scene is tested once, the others are raw or target scenes
+    synth          examples/photos shot by the synthetic camera of a split: 21 raw, 21 target and 18 test scenes
+    shuffled       the same camera and test scenes, 42 scenes both raw and target; nobody says which belong together
+    real           a folder of real pairs (--real) in folds: each scene is tested once, the others are raws or targets
+    real-shuffled  the same folds, the other scenes both raw and target
 
-Otherwise no scene is on two sides. Split 0 alone, or with `--splits N` the means over N splits, each another drawing
-of the scenes and another camera. Nothing is chosen by test scenes: the last step's average weights are scored,
-protocol `plain`. Differences come with 95% intervals of a paired bootstrap over test pictures: they say nothing about
-seeds.
+No test scene is trained on, and but for the shuffled sets no scene is on two sides. Split 0 alone, or with `--splits N`
+the means over N splits, each another drawing of the scenes and another camera. Nothing is chosen by test scenes: the
+last step's average weights are scored, protocol `plain`. Differences come with 95% intervals of a paired bootstrap over
+test pictures: they say nothing about seeds.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ from eguot_train.trainer import train
 MODES = ("supervised", "paired", "unpaired", "mixed")
 ISPS = "qisp-s,qisp-m,efficientisp,robustisp,qisp-xs"
 SYNTHETIC = {"synth": "disjoint", "shuffled": "shuffled"}
+REAL = {"real": "disjoint", "real-shuffled": "shuffled"}
+"""Name of a data set -> its protocol."""
 METRICS = (("psnr_db", 2), ("ssim", 3), ("de2000", 2))
 BOOTSTRAP = 4000
 
@@ -65,7 +68,7 @@ class Job:
 
 
 def make_data(name: str, out: Path, photos: Path, real: Path | None) -> Path:
-    """The folder of a data set, made where it is absent: synth, shuffled (both split 0), synthN, shuffledN, realN."""
+    """The folder of a data set, made where absent: synth, synthN, shuffled, shuffledN, realN, real-shuffledN."""
     place = out / "data" / name
     if not place.is_dir():
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +78,7 @@ def make_data(name: str, out: Path, photos: Path, real: Path | None) -> Path:
             synthetic_split(photos, place, SYNTHETIC[kind], part)
         else:
             assert real is not None
-            real_split(real, place, part)
+            real_split(real, place, REAL[kind], part)
     return place
 
 
@@ -190,7 +193,7 @@ def _cell(scores: Evaluation | None) -> str:
 @click.option(
     "--folds", type=click.IntRange(1, 4), default=4, show_default=True, help="Folds of the real pairs to run."
 )
-@click.option("--sets", default=",".join(SYNTHETIC), show_default=True, help="Synthetic data sets.")
+@click.option("--sets", help="Data sets.  [default: synth,shuffled; with --real all four]")
 @click.option("--splits", type=click.IntRange(min=1), default=1, show_default=True, help="Of each synthetic set.")
 @click.option("--isps", default=ISPS, show_default=True)
 @click.option("--modes", default=",".join(MODES), show_default=True)
@@ -199,16 +202,22 @@ def _cell(scores: Evaluation | None) -> str:
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--table-only", is_flag=True, help="Train nothing.")
 def main(
-    out: Path, photos: Path, real: Path | None, folds: int, sets: str, splits: int, isps: str, modes: str, steps: int,
-    crop: int, seeds: int, table_only: bool,
+    out: Path, photos: Path, real: Path | None, folds: int, sets: str | None, splits: int, isps: str, modes: str,
+    steps: int, crop: int, seeds: int, table_only: bool,
 ) -> None:  # fmt: skip
     """Run what has no result yet, print the tables and write OUT/results.md."""
-    wanted, names = [name for name in sets.split(",") if name], isps.split(",")
-    if unknown := sorted({*wanted} - {*SYNTHETIC} | {*modes.split(",")} - {*MODES}):
-        raise click.UsageError(f"unknown {unknown[0]!r}: sets are {', '.join(SYNTHETIC)}, modes {', '.join(MODES)}")
-    folders_of = {name: [name, *(f"{name}{split}" for split in range(1, splits))] for name in wanted}
-    if real:
-        folders_of["real"] = [f"real{fold}" for fold in range(folds)]
+    known, names = {**SYNTHETIC, **REAL}, isps.split(",")
+    wanted = sets.split(",") if sets else [*(known if real else SYNTHETIC)]
+    if unknown := sorted({*wanted} - {*known} | {*modes.split(",")} - {*MODES}):
+        raise click.UsageError(f"unknown {unknown[0]!r}: sets are {', '.join(known)}, modes {', '.join(MODES)}")
+    if {*wanted} & {*REAL} and real is None and not table_only:
+        raise click.UsageError("the real pairs are not part of this repository: --real FOLDER")
+    folders_of = {
+        name: [f"{name}{fold}" for fold in range(folds)]
+        if name in REAL
+        else [name, *(f"{name}{split}" for split in range(1, splits))]
+        for name in wanted
+    }
     jobs = [
         Job(data, isp, mode, seed)
         for folders in folders_of.values()

@@ -44,23 +44,25 @@ def synthetic_split(photos: Path, out: Path, protocol: str, split: int) -> None:
     building.rename(out)
 
 
-def real_split(folder: Path, out: Path, fold: int, folds: int = 4) -> None:
+def real_split(folder: Path, out: Path, protocol: str, fold: int, folds: int = 4) -> None:
     """One fold of a small folder of real pairs: each scene is tested in exactly one fold; the others are raw or target
-    scenes by turns. Names say the scene: one pair is one scene. Raises UsageError for fewer than 2 * folds pairs.
+    scenes by turns, or with the protocol `shuffled` both. Names say the scene: one pair is one scene. Raises UsageError
+    for fewer than 2 * folds pairs.
     """
     pairs = list_pairs(folder)
     if len(pairs) < 2 * folds:
         raise UsageError(f"{folder}: {len(pairs)} pairs are too few for {folds} folds")
     test = pairs[fold::folds]
     rest = [pair for pair in pairs if pair not in test]
+    raws, targets = (rest, rest) if protocol == "shuffled" else (rest[::2], rest[1::2])
     building = out.with_name(out.name + ".part")
     shutil.rmtree(building, ignore_errors=True)
-    for place, chosen in (("train/pairs", rest[::2]), ("test/pairs", test)):
+    for place, chosen in (("train/pairs", raws), ("test/pairs", test)):
         (building / place).mkdir(parents=True)
         for pair in chosen:
             for path in (pair.raw_path, pair.json_path, pair.truth_path):
                 shutil.copy(path, building / place / path.name)
     (building / "photos" / "srgb").mkdir(parents=True)
-    for pair in rest[1::2]:
+    for pair in targets:
         shutil.copy(pair.truth_path, building / "photos" / "srgb" / pair.truth_path.name)
     building.rename(out)
