@@ -122,6 +122,16 @@ def test_missing_folders_are_named() -> None:
             load_sources(TrainConfig(mode=mode))  # type: ignore[arg-type]
 
 
+def test_a_folder_of_the_wrong_kind_is_told_by_what_it_holds(folders: dict[str, str], tmp_path: Path) -> None:
+    raw, srgb = folders["raw"], folders["srgb"]
+    with pytest.raises(UsageError, match=r"no usable raw files, but 3 photos: is it the folder for --srgb\?"):
+        load_sources(TrainConfig(mode="unpaired", raw=srgb, srgb=raw))
+    with pytest.raises(UsageError, match=r"no readable photos, but 3 raws: is it the folder for --raw\?"):
+        load_sources(TrainConfig(mode="unpaired", raw=raw, srgb=str(shutil.copytree(raw, tmp_path / "copy"))))
+    with pytest.raises(UsageError, match="no usable pairs, but 3 raws and 0 photos that are no pairs"):
+        load_sources(TrainConfig(mode="paired", pairs=raw))
+
+
 def test_damaged_files_are_skipped_and_told(folders: dict[str, str], tmp_path: Path) -> None:
     raw, srgb = (Path(shutil.copytree(folders[role], tmp_path / role)) for role in ("raw", "srgb"))
     (raw / "bad.dng").write_bytes(b"II*\0 no raw")

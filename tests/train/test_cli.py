@@ -61,7 +61,7 @@ def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: 
         (("paired",), 2, "needs --pairs DIR"),
         (("paired", "--pairs", "absent"), 2, "absent"),
         (("unpaired", "--raw", "absent", "--srgb", "absent"), 2, "absent is not a folder"),
-        (("paired", "--set", "stepz=3"), 2, "KEY=VALUE with KEY one of"),
+        (("paired", "--set", "stepz=3"), 2, "knows no 'stepz': is it steps?"),
         (("paired", "--set", "steps=many"), 2, "'many' is not a whole number"),
         (("paired", "--isp", "nothing"), 2, "unknown ISP 'nothing'"),
         (("paired", "--pairs", "absent", "--val", "nowhere"), 2, "nowhere is not a folder"),

@@ -281,8 +281,9 @@ def test_resuming_a_finished_run_changes_nothing(folders: dict[str, str], tmp_pa
     run = train(tiny("supervised", folders, steps=2), tmp_path / "run", echo=quietly)
     before, lines = snapshot(run), []
     assert train(tiny("supervised", folders, steps=2), run, resume=True, echo=lines.append) == run
+    assert train(tiny("supervised", folders, steps=1), run, resume=True, echo=lines.append) == run
     assert snapshot(run) == before
-    assert lines == ["run: already trained 2 steps, nothing to do"]
+    assert lines == ["run: already trained 2 steps, nothing to do"] * 2
 
 
 def test_what_cannot_be_resumed_is_refused(folders: dict[str, str], tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ are fractions of `steps`. Crops are in packed pixels (64 means 128x128 output pi
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 from collections.abc import Iterable
@@ -202,8 +203,12 @@ class TrainConfig:
         changes: dict[str, Any] = {}
         for setting in settings:
             key, equals, value = setting.partition("=")
-            if not equals or key not in hints:
-                raise UsageError(f"--set takes KEY=VALUE with KEY one of {', '.join(sorted(hints))}; got {setting!r}")
+            if not equals:
+                raise UsageError(f"--set takes KEY=VALUE, not {setting!r}")
+            if key not in hints:
+                near = difflib.get_close_matches(key, hints, n=3)
+                keys = f"is it {' or '.join(near)}?" if near else f"keys are {', '.join(sorted(hints))}"
+                raise UsageError(f"--set knows no {key!r}: {keys}")
             changes[key] = _parse(key, value, hints[key])
         return dataclasses.replace(self, **changes)
 

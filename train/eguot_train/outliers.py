@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
 from .checkpoint import write_file
-from .sheet import save_sheet
+from .sheet import captioned, save_sheet
 
 MEMORY = 30
 """Crops of a photo that its mean reaches back."""
@@ -69,14 +69,12 @@ class PhotoWeights:
             for i in order
         )
         write_file(run / "outliers.csv", text.getvalue().encode())
+        captions = [f"weight {weight:.3f}  {name}" for weight, name in zip(weights, self.names, strict=True)]
         shown = [order[:SHOWN], order[::-1][:SHOWN]]
-        save_sheet(run / "outliers.jpg", [[_thumbnail(photos[i], weights[i]) for i in row] for row in shown])
+        save_sheet(run / "outliers.jpg", [[_thumbnail(photos[i], captions[i]) for i in row] for row in shown])
 
 
-def _thumbnail(photo: NDArray[np.uint8], weight: float) -> NDArray[np.uint8]:
+def _thumbnail(photo: NDArray[np.uint8], caption: str) -> NDArray[np.uint8]:
     image = Image.fromarray(photo)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 0, 96, 16), fill=(255, 255, 255))
-    draw.text((3, 2), f"weight {weight:.3f}", fill=(0, 0, 0))
-    return np.asarray(image)
+    return captioned(np.asarray(image), caption)

@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from eguot_sdk.output import write_image
 
 GAP = 4
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """A copy of uint8 [H, W, 3] with a line of text on white in its top left corner."""
+    image = Image.fromarray(picture)
+    draw = ImageDraw.Draw(image)
+    text = text.encode("ascii", "replace").decode()  # all that Pillow's smallest font has
+    _, _, right, bottom = draw.textbbox((3, 2), text)
+    draw.rectangle((0, 0, right + 3, bottom + 2), fill=(255, 255, 255))
+    draw.text((3, 2), text, fill=(0, 0, 0))
+    return np.asarray(image)
 
 
 def save_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], *, quality: int = 90) -> None:

@@ -55,7 +55,7 @@ from .psi import Psi
 from .reference import Reference
 from .render import frame_planes, render_frame, to_uint8
 from .runlog import NoLog, RunLog
-from .sheet import save_sheet
+from .sheet import captioned, save_sheet
 
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
@@ -287,13 +287,14 @@ def _open_run(
     tensors, state = read_checkpoint(found[-1])
     if not {"fixed", "norms", "data", "photo_weights"} <= set(state):
         raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
+    going_on = state["step"] < config.steps
     for key in (f.name for f in fields(config)):
         before, now = getattr(saved, key), getattr(config, key)
         if before != now and key in KEPT:
             raise UsageError(f"{out.name} was started with {key}={before}, which cannot become {now}: start a new run")
-        if before != now and key not in ELSEWHERE:
+        if before != now and key not in ELSEWHERE and going_on:
             echo(f"{out.name}: {key} is {now} from step {state['step']} on (was {before})")
-    if state["step"] < config.steps:
+    if going_on:
         echo(f"{out.name}: going on from step {state['step']} of {config.steps}")
     return int(state["step"]), tensors, state
 
@@ -686,6 +687,10 @@ def validate(net: Any, pairs: Sequence[PairLike], config: TrainConfig, warn: Cal
     return float(np.mean(scores)) if scores else None
 
 
+COLUMNS = ("R(x)", "network", "truth")
+"""Captions of a sheet's columns."""
+
+
 def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Reference) -> list[list[np.ndarray]]:
     """Rows of pictures for a sample sheet: R(x), T(x) and, where known, the truth; last a row of targets."""
     rows: list[list[np.ndarray]] = []
@@ -700,9 +705,9 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
         row = [to_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
         if not config.unpaired:
             row.append(_middle(sources.pairs[i].truth(), side))
-        rows.append(row)
+        rows.append(row if i else [captioned(p, text) for p, text in zip(row, COLUMNS, strict=False)])
     if sources.photos:
-        rows.append([_middle(photo, side) for photo in sources.photos[:3]])
+        rows.append([captioned(_middle(photo, side), "a photo") for photo in sources.photos[:3]])
     return rows
 
 

@@ -160,6 +160,8 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
             items = _half(sources, config.srgb, config.raw, 1)
             names, sources.photos = _read(config, sources, "srgb", items, "readable photos", photo_of, photo_of, show)
             sources.photo_names = names
+        if "srgb" in sources.streamed:
+            sources.notes.append("photos are read on the way, so outliers.csv and outliers.jpg will not be written")
     if config.paired:
         if config.pairs is None:
             raise UsageError(f"{config.mode} training needs --pairs DIR")
@@ -224,10 +226,23 @@ def _read(
                 return [""] * len(first), first
     sources.skipped += failed
     if not found:
-        why = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else ""
+        why = f" ({len(failed)} could not be read, first: {failed[0]})" if failed else _instead(folder, role)
         raise UsageError(f"{folder} holds no {kind}{why}")
     sources.hashes[role] = items_hash(items, folder)
     return names, found
+
+
+def _instead(folder: Path, role: Role) -> str:
+    """What a folder holds that has nothing for its role, and what may be meant by it."""
+    items = open_dataset(folder).part("train")
+    raws, photos = len(raws_of(items)), len(photos_of(items))
+    if role == "raw" and photos:
+        return f", but {photos} photos: is it the folder for --srgb?"
+    if role == "srgb" and raws:
+        return f", but {raws} raws: is it the folder for --raw?"
+    if role == "pairs" and items:
+        return f", but {raws} raws and {photos} photos that are no pairs: train unpaired takes such"
+    return ""
 
 
 def _stream_items(
