@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,15 @@ def balanced_gains(frame: RawFrame) -> tuple[tuple[float, float, float], str]:
 
     With the smallest gain at 1 every channel reaches 1 where the sensor clips, so clipped highlights stay white.
     Without an as-shot balance the gains are a grey-world estimate drawn towards a typical daylight balance, or towards
-    1, 1, 1 where the counts look balanced already, as those of early digital cameras are.
+    1, 1, 1 where the counts look balanced already, as those of early digital cameras are; only an estimate is limited.
     """
-    if frame.white_balance is not None:
-        gains, origin = frame.white_balance, frame.origins.get("white_balance", "argument")
-    else:
-        gains, origin = _grey_world(frame), "estimate: grey world, drawn towards a typical balance"
+    gains, limit = frame.white_balance, math.inf
+    origin = frame.origins.get("white_balance", "argument")
+    if gains is None:
+        gains, limit = _grey_world(frame), GAIN_LIMITS[1]
+        origin = "estimate: grey world, drawn towards a typical balance"
     low = min(gains)
-    red, green, blue = (min(max(g / low, 1.0), GAIN_LIMITS[1]) for g in gains)
+    red, green, blue = (min(g / low, limit) for g in gains)
     return (red, green, blue), origin
 
 

@@ -12,8 +12,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO, Literal, cast
@@ -43,6 +45,8 @@ KEPT_PICTURES = 2
 """Pictures whose memory an ISP keeps: one with its user while the next is developed."""
 KEPT_BYTES = 160 << 20
 """Memory of larger pictures is given back at once."""
+LEAVE_S = 2.0
+"""Seconds that leaving a stream waits for its source."""
 _probe = [np.empty(0)]
 UNSHARED = sys.getrefcount(_probe[0])
 """What `getrefcount` says of an array that only a list refers to."""
@@ -50,7 +54,7 @@ UNSHARED = sys.getrefcount(_probe[0])
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
 Source = str | Path | bytes | BinaryIO | RawFrame | NDArray[Any]
 Progress = Callable[[int, int], None]
-"""Called in the caller's thread with (tiles done, tiles of this frame)."""
+"""Called in the caller's thread with (tiles done, tiles of this frame). To cancel, raise from it."""
 
 
 class ISP:
@@ -82,6 +86,7 @@ class ISP:
         self._opened: dict[int, list[Runtime]] = {}
         self._pictures = _Pictures()
         self._lock = threading.Lock()
+        self._owner: int | None = None
         self._closed = False
         self.runtime = self._runtimes(1, self.threads if self.tile == "whole" else 1)[0].name
 
@@ -142,20 +147,21 @@ class ISP:
         `source`: path, bytes or open file of a raw, a RawFrame, or a mosaic [H, W] of raw counts from the camera that
         took `like`. `exposure`: in EV, added before clipping. `bits`: 16 only with an ISP whose output is float.
         `lens_shading`: whether gain maps of the file are applied (`shading.LensShading`). `overrides`: values in the
-        place of the file's. Raises RawError, IspFileError or UsageError.
+        place of the file's. `progress`: called after every tile; what it raises ends the work and is raised here, so
+        raise from it to cancel. It cannot use this ISP. Raises RawError, IspFileError or UsageError.
         """
-        if not (isinstance(exposure, int | float) and math.isfinite(exposure) and abs(exposure) <= MAX_EXPOSURE_EV):
+        if not (isinstance(exposure, Real) and abs(exposure) <= MAX_EXPOSURE_EV):
             raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
         store = _storer(self.spec.output, bits)
         frame = shaded(_frame_of(source, like, overrides), lens_shading)
-        ingest = Ingest(frame, self.spec, exposure)
+        ingest = Ingest(frame, self.spec, float(exposure))
         tiling = plan(ingest.height, ingest.width, self.spec, self.tile, threads=self.threads)
         height, width = (side * self.spec.scale_factor // 2 for side in frame.mosaic.shape)
         # Tiles are written where they lie in the upright picture; only pixels that are not square need a copy.
         orientation = frame.orientation if frame.pixel_aspect == 1.0 else 1
         shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
         picture = self._pictures.take(shape, np.dtype(np.uint8 if bits == 8 else np.uint16))
-        with self._lock:
+        with self._alone():
             self._develop(_Job(ingest, tiling, lying(picture, orientation), store), progress)
         if frame.pixel_aspect != 1.0:
             square = to_square_pixels(picture, frame.pixel_aspect)
@@ -176,13 +182,17 @@ class ISP:
 
         The next source is waited for and read by a thread of its own while the present one is developed, so `sources`
         is iterated there, one ahead. Runtimes, tables and tile memory are used again, and so is the memory of a picture
-        that nobody holds any more.
-        A source that cannot be read ends the stream with its error.
+        that nobody holds any more. A mosaic is copied when it is read, so a camera may write every frame into one
+        buffer.
+        A source that cannot be read ends the stream with its error. Leaving the stream waits until the source has given
+        what was asked of it, for at most 2 seconds: stop a camera after that.
         """
         iterator = iter(sources)
 
         def read_next() -> RawFrame | None:
             for source in iterator:
+                if isinstance(source, np.ndarray):
+                    source = np.array(source)
                 return shaded(_frame_of(source, like, overrides), lens_shading)
             return None
 
@@ -197,7 +207,8 @@ class ISP:
                     found.put(error)
 
         # A daemon: a camera that was stopped may never give the frame that is waited for, and a program must end.
-        threading.Thread(target=read, name="eguot-read", daemon=True).start()
+        reader = threading.Thread(target=read, name="eguot-read", daemon=True)
+        reader.start()
         try:
             wanted.put(True)
             while (frame := found.get()) is not None:
@@ -207,6 +218,7 @@ class ISP:
                 yield self.process(frame, exposure=exposure, bits=bits, lens_shading="off")
         finally:
             wanted.put(False)
+            reader.join(LEAVE_S)
 
     def run(self, packed: NDArray[np.float32]) -> NDArray[np.float32]:
         """The network alone, on exactly this input: companded planes float32 [h, w, 4] in [0, 1], R Gr Gb B.
@@ -223,7 +235,7 @@ class ISP:
         side = self.spec.tile + 2 * self.spec.halo
         if self.spec.fixed_tile and (height, width) != (side, side):
             raise UsageError(f"this ISP file takes exactly {side} x {side} packed pixels, not {height} x {width}")
-        with self._lock:
+        with self._alone():
             runtime = self._runtimes(1, self.threads)[0]
             try:
                 runtime.resize(height, width)
@@ -236,7 +248,7 @@ class ISP:
 
     def close(self) -> None:
         """Free all runtimes. The ISP cannot be used afterwards; closing twice is fine."""
-        with self._lock:
+        with self._alone():
             self._closed = True
             self._drop_runtimes()
             self._pictures.forget()
@@ -252,6 +264,18 @@ class ISP:
             f"ISP({self.spec.name!r}, {self.spec.precision}, {self.runtime}, "
             f"threads={self.threads}, tile={self.tile!r})"
         )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within, no other thread uses this ISP."""
+        if self._owner == threading.get_ident():
+            raise UsageError("an ISP cannot be used or closed from its own progress callback: raise there to cancel")
+        with self._lock:
+            self._owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._owner = None
 
     def _develop(self, job: _Job, progress: Progress | None) -> None:
         """Fill `job.rgb`, the frame as the sensor lay, tile by tile."""

@@ -72,8 +72,7 @@ class RawFrame:
 
     def __post_init__(self) -> None:
         _check_mosaic(self.mosaic)
-        if self.cfa not in CFA_PHASES:
-            raise RawError(f"the CFA phase must be one of {', '.join(CFA_PHASES)}, not {self.cfa!r}")
+        _check_cfa(self.cfa)
         _check_levels(self.black, self.white)
         if self.matrix is not None:
             _check_matrix(self.matrix)
@@ -146,15 +145,32 @@ class RawFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """Values to use in the place of what a file says; None: the file's."""
+    """Values to use in the place of what a file says; None: the file's. They are kept as a RawFrame keeps them.
+
+    Raises RawError where they make no sense.
+    """
 
     cfa: str | None = None
     """Phase of the visible area: RGGB GRBG GBRG BGGR."""
-    black: Four | None = None
-    """Raw counts, R, Gr, Gb, B."""
-    white: Four | None = None
-    white_balance: Three | Literal["auto"] | None = None
+    black: float | Sequence[float] | None = None
+    """Raw counts, one number or four: R, Gr, Gb, B."""
+    white: float | Sequence[float] | None = None
+    white_balance: Sequence[float] | Literal["auto"] | None = None
     """Gains R, G, B at any scale, or `auto`: estimated from the picture."""
+
+    def __post_init__(self) -> None:
+        if self.cfa is not None:
+            _check_cfa(self.cfa)
+        for name in ("black", "white"):
+            if (level := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _four(name, level))
+        gains = self.white_balance
+        if gains is None or (isinstance(gains, str) and gains == "auto"):
+            return
+        balance = scaled_balance(gains)
+        if balance is None:
+            raise RawError(f"the white balance must be three gains above 0, not {list(gains)}")
+        object.__setattr__(self, "white_balance", balance)
 
     def apply(self, frame: RawFrame) -> RawFrame:
         """The frame with these values. Raises RawError where they make no sense."""
@@ -165,9 +181,7 @@ class Overrides:
         if self.white_balance == "auto":
             changes["white_balance"], origins["white_balance"] = None, "left out on request"
         elif self.white_balance is not None:
-            changes["white_balance"], origins["white_balance"] = scaled_balance(self.white_balance), "argument"
-            if changes["white_balance"] is None:
-                raise RawError(f"the white balance must be three gains above 0, not {list(self.white_balance)}")
+            changes["white_balance"], origins["white_balance"] = self.white_balance, "argument"
         if not changes:
             return frame
         return dataclasses.replace(frame, **changes, origins={**frame.origins, **origins})
@@ -454,6 +468,11 @@ def _four(name: str, level: float | Sequence[float]) -> Four:
         raise RawError(f"the {name} level must be one number or four (R, Gr, Gb, B), not {values.size}")
     r, gr, gb, b = (float(v) for v in np.broadcast_to(values, 4))
     return r, gr, gb, b
+
+
+def _check_cfa(cfa: str) -> None:
+    if cfa not in CFA_PHASES:
+        raise RawError(f"the CFA phase must be one of {', '.join(CFA_PHASES)}, not {cfa!r}")
 
 
 def _check_mosaic(mosaic: NDArray[np.uint16]) -> None:

@@ -143,13 +143,13 @@ class IspSpec:
         _check_values(data)
         fields = _strict(cls, data, "spec")
         for key in ("input", "output"):
-            fields[key] = TensorSpec(**_strict(TensorSpec, fields.get(key), f"spec.{key}"))
-        if fields.get("golden") is not None:
+            fields[key] = TensorSpec(**_strict(TensorSpec, fields[key], f"spec.{key}"))
+        if fields["golden"] is not None:
             golden = _strict(GoldenPair, fields["golden"], "spec.golden")
             golden["input_shape"] = tuple(golden["input_shape"])
             fields["golden"] = GoldenPair(**golden)
-        fields["planes"] = tuple(fields.get("planes", PLANES))
-        fields["metrics"] = tuple(fields.get("metrics", ()))
+        fields["planes"] = tuple(fields["planes"])
+        fields["metrics"] = tuple(fields["metrics"])
         return cls(**fields)
 
     def replace(self, **changes: Any) -> IspSpec:
@@ -183,11 +183,10 @@ def _strict(cls: type, data: object, where: str) -> dict[str, Any]:
     if unknown:
         raise IspFileError(f"{where}: unknown key {unknown[0]!r}; known keys are {', '.join(sorted(known))}")
     for name, f in known.items():
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in data:
+        if name not in data:
             raise IspFileError(f"{where}: key {name!r} is missing")
         kinds = _KINDS.get(str(f.type).replace('"', "'"))
-        if name in data and kinds:
+        if kinds:
             value = data[name]
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise IspFileError(f"{where}: {name} must be {f.type}, not {value!r:.80}")

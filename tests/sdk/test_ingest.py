@@ -127,6 +127,27 @@ def test_strong_matrices_do_not_overflow() -> None:
         assert_rounded(out, reference(frame, SPEC, (0, 0, 12, 12)), INT8, matrix)
 
 
+@pytest.mark.parametrize("balance", [(12.0, 1.0, 12.0), (12.0, 1.0, 1.0), (20.0, 1.0, 0.05), (2.1, 1.0, 1.6)])
+def test_gains_that_are_known_are_used_as_they_are(balance: tuple[float, float, float]) -> None:
+    """Grey under the light they are for is grey in every plane."""
+    grey = np.full((8, 8), 10, np.float64)
+    for at, gain in (((0, 0), balance[0]), ((1, 1), balance[2])):
+        grey[at[0] :: 2, at[1] :: 2] /= gain
+    mosaic = np.rint(64 + 100 * grey).astype(np.uint16)
+    frame = RawFrame.from_array(mosaic, cfa="RGGB", black=64, white=65000, white_balance=balance, matrix=np.eye(3))
+    assert balanced_gains(frame)[0] == tuple(gain / min(balance) for gain in balance)
+    out = np.empty((4, 4, 4), np.float32)
+    Ingest(frame, SPEC.replace(input=TensorSpec())).fill(out, 0, 0)
+    np.testing.assert_allclose(out / out[..., 1:2], 1, rtol=0.005)
+
+
+def test_gains_that_are_estimated_are_limited() -> None:
+    mosaic = np.full((64, 64), 300, np.uint16)
+    mosaic[::2, ::2], mosaic[1::2, 1::2] = 66, 900
+    frame = RawFrame.from_array(mosaic, cfa="RGGB", black=64, white=1023)
+    assert balanced_gains(frame)[0][0] == 8.0
+
+
 def test_counts_above_white_are_white() -> None:
     mosaic = np.full((8, 8), 65535, np.uint16)
     frame = RawFrame.from_array(mosaic, cfa="RGGB", black=64, white=1023, white_balance=(2, 1, 1.5), matrix=np.eye(3))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import tracemalloc
+from fractions import Fraction
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,9 @@ def test_exposure_is_in_ev() -> None:
     plain, darker = isp.process(frame) / 255.0, isp.process(frame, exposure=-1) / 255.0
     inside = (plain > 0.1) & (plain < 0.95)
     assert np.median(darker[inside] / plain[inside]) == pytest.approx(0.5 ** (1 / 2.2), abs=0.005)
-    for exposure in (float("nan"), float("inf"), 17, "1"):
+    for given in (np.float32(-1), np.int64(-1), Fraction(-1)):
+        np.testing.assert_array_equal(isp.process(frame, exposure=given), isp.process(frame, exposure=-1))  # type: ignore[arg-type]
+    for exposure in (float("nan"), np.float32("nan"), float("inf"), 17, "1", None):
         with pytest.raises(UsageError, match="EV"):
             isp.process(frame, exposure=exposure)  # type: ignore[arg-type]
 
@@ -242,6 +245,34 @@ def test_a_progress_that_raises_stops_the_work() -> None:
         isp.process(make_frame(400, 400), progress=progress)
     assert sum(r.invocations for r in runtimes) < 2500
     assert all(r.closed for r in runtimes)
+    assert isp.process(make_frame(40, 40)).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda isp: isp.close(),
+        lambda isp: isp.process(make_frame(8, 8)),
+        lambda isp: next(isp.stream([make_frame(8, 8)])),
+        lambda isp: isp.run(np.zeros((8, 8, 4), np.float32)),
+    ],
+    ids=["close", "process", "stream", "run"],
+)
+def test_an_isp_is_not_used_from_its_own_progress(use: Any) -> None:
+    isp = ISP.fake()
+    problems: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            isp.process(make_frame(8, 8), progress=lambda done, tiles: use(isp))
+        except UsageError as error:
+            problems.append(error)
+
+    worker = threading.Thread(target=work, daemon=True)
+    worker.start()
+    worker.join(20)
+    assert not worker.is_alive()
+    assert "progress" in str(problems[0])
     assert isp.process(make_frame(40, 40)).shape == (40, 40, 3)
 
 

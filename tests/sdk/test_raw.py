@@ -16,9 +16,10 @@ import rawpy
 from numpy.typing import NDArray
 
 from eguot_sdk import libraw, raw
+from eguot_sdk.decoding import Decoder
 from eguot_sdk.dng import RawTags
 from eguot_sdk.errors import CorruptRaw, RawError, UnsupportedRaw, UsageError
-from eguot_sdk.raw import RawFrame, read_raw
+from eguot_sdk.raw import Overrides, RawFrame, read_raw
 
 MakeDng = Callable[..., bytes]
 Counts = NDArray[np.uint16]
@@ -490,6 +491,54 @@ def test_a_camera_file_cut_short_is_refused(shipped: Path, share: float) -> None
         data = path.read_bytes()
         with pytest.raises(RawError):
             read_raw(data[: int(len(data) * share)])
+
+
+@pytest.mark.parametrize(
+    ("given", "plain"),
+    [
+        ({"black": 60}, {"black": (60.0,) * 4}),
+        ({"black": [60] * 4}, {"black": (60.0,) * 4}),
+        ({"black": np.arange(60, 64)}, {"black": (60.0, 61.0, 62.0, 63.0)}),
+        ({"white": np.float32(3000)}, {"white": (3000.0,) * 4}),
+        ({"white_balance": np.array([4.0, 2.0, 3.0])}, {"white_balance": (2.0, 1.0, 1.5)}),
+        ({"white_balance": [4, 2, 3, 2]}, {"white_balance": (2.0, 1.0, 1.5)}),
+        ({"cfa": "GRBG"}, {"cfa": "GRBG"}),
+        ({"white_balance": "auto"}, {"white_balance": None}),
+    ],
+    ids=str,
+)
+def test_overrides_take_what_a_frame_takes(
+    make_dng: MakeDng, counts: Counts, tmp_path: Path, given: dict[str, Any], plain: dict[str, Any]
+) -> None:
+    path = tmp_path / "a.dng"
+    path.write_bytes(make_dng(counts))
+    overrides = Overrides(**given)
+    with Decoder() as decoder:
+        for frame in (read_raw(path, overrides=overrides), decoder.read(path, overrides=overrides)):
+            for name, value in plain.items():
+                assert getattr(frame, name) == value
+                assert frame.origins[name] in ("argument", "left out on request")
+    by_hand = RawFrame.from_array(counts, cfa="RGGB", black=64, white=4095)
+    for name, value in plain.items():
+        assert getattr(overrides.apply(by_hand), name) == value
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cfa": "rggb"}, "CFA phase must be one of RGGB"),
+        ({"black": [1, 2]}, "one number or four"),
+        ({"white": "much"}, "one number or four"),
+        ({"white_balance": 2.0}, "three or four numbers"),
+        ({"white_balance": "warm"}, "three or four numbers"),
+        ({"white_balance": (1, 0, 1)}, "above 0"),
+        ({"white_balance": np.array([1.0, np.nan, 1.0])}, "above 0"),
+    ],
+    ids=str,
+)
+def test_overrides_that_make_no_sense_are_refused(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(RawError, match=words):
+        Overrides(**given)
 
 
 def test_what_is_no_source_is_said() -> None:

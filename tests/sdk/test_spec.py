@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from eguot_sdk.errors import IspFileError
 from eguot_sdk.spec import MAX_DEPTH, MAX_SPEC_BYTES, IspSpec
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 SPEC = IspSpec(name="t", architecture="a", parameters=3, halo=4, multiple=2)
 
 
@@ -45,9 +48,10 @@ def nested(levels: int) -> Any:
         ({"layout": "HWC"}, "layout"),
         ({"output_space": "P3"}, "output_space"),
         ({"precision": "w4"}, "precision"),
-        ({"input": {"dtype": "int8", "scale": 0.0}}, "scale"),
-        ({"input": {"dtype": "float32", "zero_point": 1}}, "float32"),
-        ({"output": {"dtype": "int8", "zero_point": 1 << 15}}, "zero_point"),
+        ({"input": {"dtype": "int8", "scale": 0.0, "zero_point": 0}}, "scale"),
+        ({"input": {"dtype": "float32", "scale": 1.0, "zero_point": 1}}, "float32"),
+        ({"input": {"dtype": "int8", "zero_point": 0}}, "spec.input: key 'scale' is missing"),
+        ({"output": {"dtype": "int8", "scale": 1.0, "zero_point": 1 << 15}}, "zero_point"),
         ({"output": []}, "JSON object"),
         ({"golden": {"input_shape": [1], "input_sha256": "x"}}, "output_sha256"),
         ({"provenance": nested(MAX_DEPTH)}, "deep"),
@@ -58,12 +62,17 @@ def test_what_makes_no_sense_is_refused_by_name(changes: dict[str, Any], words: 
         IspSpec.from_json(changed(**changes))
 
 
-@pytest.mark.parametrize("key", ["name", "architecture", "parameters", "halo"])
-def test_a_key_that_is_missing_is_named(key: str) -> None:
-    data = json.loads(SPEC.to_json())
-    del data[key]
-    with pytest.raises(IspFileError, match=f"'{key}' is missing"):
-        IspSpec.from_json(json.dumps(data))
+def test_every_key_of_the_readme_is_demanded_by_name() -> None:
+    text = README.read_text(encoding="utf-8")
+    table = text[text.index("### The ISP spec") : text.index("### A pairs folder")]
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    keys = [key for row in rows for key in re.findall(r"`(\w+)`", row)]
+    assert len(keys) == 21
+    for key in keys:
+        data = json.loads(SPEC.to_json())
+        del data[key]
+        with pytest.raises(IspFileError, match=f"^spec: key '{key}' is missing"):
+            IspSpec.from_json(json.dumps(data))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100_000, '"' + "x" * MAX_SPEC_BYTES + '"'])

@@ -8,6 +8,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from eguot_sdk import ISP, RawFrame
 from eguot_sdk.errors import CorruptRaw, RawError, UsageError
 
+README = Path(__file__).resolve().parents[2] / "README.md"
 DATA = Path(__file__).resolve().parent.parent / "data"
 MakeDng = Callable[..., bytes]
 
@@ -81,6 +83,40 @@ def test_a_stream_gives_the_pictures_in_order(make_dng: MakeDng, counts: Any) ->
         np.testing.assert_array_equal(files[0], isp.process(data))
         np.testing.assert_array_equal(files[1], files[0])
         assert list(isp.stream([])) == []
+
+
+def test_a_camera_may_write_every_frame_into_one_buffer() -> None:
+    camera, mosaics = make_frames(6)
+    buffer = np.zeros((90, 128), np.uint16)  # its rows are longer than the picture, too
+
+    def source() -> Iterator[NDArray[np.uint16]]:
+        for mosaic in mosaics:
+            buffer[:, :120] = mosaic
+            yield buffer[:, :120]
+
+    with ISP.fake() as isp:
+        for picture, mosaic in zip(isp.stream(source(), like=camera), mosaics, strict=True):
+            np.testing.assert_array_equal(picture, isp.process(mosaic.copy(), like=camera))
+
+
+def test_a_source_is_not_used_once_a_stream_is_left() -> None:
+    camera, mosaics = make_frames(1)
+    stopped, used_after = False, False
+
+    def source() -> Iterator[NDArray[np.uint16]]:
+        nonlocal used_after
+        while True:
+            time.sleep(0.2)
+            used_after |= stopped
+            yield mosaics[0]
+
+    frames = source()
+    for _ in ISP.fake().stream(frames, like=camera):
+        break
+    stopped = True
+    frames.close()  # says "already executing" where the reader is still inside
+    time.sleep(0.4)
+    assert not used_after
 
 
 def test_a_picture_does_not_wait_for_the_frame_after_the_next() -> None:
@@ -221,6 +257,22 @@ def test_little_memory_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
         assert held - tracemalloc.get_traced_memory()[0] > 19.5 * size
     finally:
         tracemalloc.stop()
+
+
+def test_the_program_of_the_readme_runs(
+    make_dng: MakeDng, counts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = README.read_text(encoding="utf-8")
+    program = text[text.index("## From a program") :].split("```python\n")[1].split("```")[0]
+    (tmp_path / "IMG.dng").write_bytes(make_dng(counts))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ISP, "load", lambda path, *, threads: ISP.fake(threads=threads))
+    shown: list[Any] = []
+    names: dict[str, Any] = {"mosaic": counts, "mosaics": [counts] * 3, "matrix": np.eye(3), "show": shown.append}
+    exec(program, names)
+    assert len(shown) == 3
+    picture = asyncio.run(names["handler"]("IMG.dng"))
+    np.testing.assert_array_equal(picture, ISP.fake().process("IMG.dng"))
 
 
 def test_asyncio_runs_on_while_a_raw_is_developed(make_dng: MakeDng, counts: Any) -> None:
