@@ -22,6 +22,7 @@ from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.isp import DEFAULT_ISP
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
+from eguot_sdk.paths import kind_of
 from eguot_sdk.progress import Progress, progress_bar
 from eguot_sdk.raw import read_raw
 
@@ -228,9 +229,9 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
 
 def _model_path(model: str | Path) -> Path:
     path = Path(model)
-    if str(model) == DEFAULT and not path.exists():
+    if str(model) == DEFAULT and kind_of(path, UsageError) is None:
         path = DEFAULT_ISP
-    if not path.is_file():
+    if kind_of(path, UsageError) != "file":
         raise UsageError(f"{path}: no such ISP file; give a .tflite that `convert` wrote, or `{DEFAULT}`")
     return path
 
@@ -239,7 +240,7 @@ def _raw_facts(path: Path | None) -> RawFacts:
     if path is None:
         height, width = SYNTHETIC_SIZE
         return RawFacts(name="synthetic", sha256=None, width=width, height=height)
-    if not path.is_file():
+    if kind_of(path, UsageError) != "file":
         raise UsageError(f"{path}: no such raw file")
     height, width = read_raw(path).mosaic.shape
     return RawFacts(name=path.name, sha256=_sha256([path]), width=width, height=height)

@@ -41,7 +41,7 @@ def first_frame(mosaic: NDArray[np.uint16], raw_format: str, metadata: dict[str,
 
 
 def mosaics(camera: Any) -> Iterator[NDArray[np.uint16]]:
-    """Raw frames for ever, each valid until the one after the next is asked for."""
+    """Raw frames for ever."""
     width = camera.camera_configuration()["raw"]["size"][0]
     while True:
         rows = camera.capture_array("raw")  # uint8 [H, stride], a copy of the camera's buffer

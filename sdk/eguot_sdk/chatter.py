@@ -29,13 +29,13 @@ def quiet() -> Iterator[TextIO]:
     Gives a stream that reaches stderr at once, for progress and errors.
     """
     sys.stderr.flush()
-    try:
-        saved = os.dup(2)
-    except OSError:  # no stderr at all
-        yield sys.stderr
-        return
     with contextlib.ExitStack() as stack:
-        caught = stack.enter_context(tempfile.TemporaryFile())
+        try:
+            caught = stack.enter_context(tempfile.TemporaryFile())
+            saved = os.dup(2)
+        except OSError:  # no folder for it, or no stderr: then all of it passes
+            yield sys.stderr
+            return
         # Where sys.stderr is not descriptor 2 (a test, a notebook), it is not held back anyway.
         direct = (
             stack.enter_context(os.fdopen(os.dup(saved), "w", errors="replace")) if _is_descriptor_2() else sys.stderr

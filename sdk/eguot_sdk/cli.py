@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import io
 import json
 import math
+import os
+import sys
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -59,6 +62,7 @@ class Commands(click.Group):
             formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
+        _ready_streams()
         try:
             return super().invoke(ctx)
         except EguotError as error:
@@ -66,6 +70,16 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             # A command of another package may import its dependency only when it runs.
             _show(ctx, _missing(ctx.invoked_subcommand or "", error))
+
+
+def _ready_streams() -> None:
+    """See to it that the name of any file can be written to stdout, and that there is a stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
+    if sys.stderr is None:  # 2>&-: whatever is opened next would be descriptor 2 and get what C libraries print
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        os.set_inheritable(2, True)
+        sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
 def _show(ctx: click.Context, error: EguotError) -> NoReturn:

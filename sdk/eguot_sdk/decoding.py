@@ -11,6 +11,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -186,6 +187,7 @@ def _answer(out: BinaryIO, request: Mapping[str, Any]) -> None:
 
 def main() -> None:
     """Answer requests until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; who started it ends it
     _limit_memory(int(sys.argv[1]))
     # Answers go to a descriptor that nothing else writes to; what a library prints joins the errors.
     with os.fdopen(os.dup(1), "wb") as out:

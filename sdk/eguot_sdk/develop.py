@@ -2,8 +2,9 @@
 
 A picture is named after its raw and always lies directly in the output folder; raws of one name get pictures told
 apart by the raw's suffix (IMG.dng.jpg, IMG.crw.jpg) or a number. One failing file never stops the others, not even one
-that crashes LibRaw: raws are decoded in another process. While one is developed the next is decoded there and the one
-before is encoded by a thread.
+that crashes LibRaw: raws are decoded in another process. A path that may not be looked at counts as a file, and reading
+or writing it says what is wrong: os.path does so, where Path raises. While one raw is developed the next is decoded and
+the picture before is encoded by a thread.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def plan(inputs: Sequence[Path], output: Path | None, *, format_: str | None, bi
     raws = _raws(inputs)
     one = output is not None and _names_picture(output)
     if one and output is not None:
-        if len(raws) != 1 or inputs[0].is_dir():
+        if len(raws) != 1 or os.path.isdir(inputs[0]):
             raise UsageError(f"-o {output} names one picture, but there are {len(raws)} raws: name a folder")
         kind = SUFFIXES[output.suffix.lower()]
         if format_ not in (None, kind):
@@ -134,7 +135,7 @@ def run(jobs: Sequence[Job], settings: Settings, *, cluster: str | None = None) 
     remove_leftovers([job.picture for job in jobs])
     todo = []
     for job in jobs:
-        if settings.existing == "skip" and job.picture.exists():
+        if settings.existing == "skip" and os.path.exists(job.picture):
             result.skipped.append(job.raw)
         else:
             todo.append(job)
@@ -197,7 +198,7 @@ class _Run:
             decoder.start()  # gets ready while the ISP is opened
 
             def read(job: Job) -> RawFrame:
-                if settings.existing == "fail" and job.picture.exists():
+                if settings.existing == "fail" and os.path.exists(job.picture):
                     raise OutputError(
                         f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing"
                     )
@@ -251,9 +252,10 @@ class _Run:
             del rgb
             if large:
                 self._finish_writing()
-        except UsageError:
-            raise
         except Exception as error:  # one file must not stop the others, whatever is in it
+            first = not (self.result.written or self.result.failed or self.writing)
+            if isinstance(error, UsageError) and first:  # it is likely to concern all
+                raise
             self._failed(job, error)
 
     def _finish_writing(self) -> None:
@@ -312,7 +314,7 @@ def _raws(inputs: Sequence[Path]) -> list[Path]:
     """Files as named and the raws of folders, each once, in order."""
     found: dict[str, Path] = {}
     for path in inputs:
-        if path.is_dir():
+        if os.path.isdir(path):
             try:
                 inside = sorted(p for p in path.iterdir() if p.suffix.lower() in RAW_SUFFIXES and p.is_file())
             except OSError as error:
@@ -328,7 +330,7 @@ def _raws(inputs: Sequence[Path]) -> list[Path]:
 
 
 def _names_picture(output: Path) -> bool:
-    if output.is_dir():
+    if os.path.isdir(output):
         return False
     suffix = output.suffix.lower()
     if suffix in (".bmp", ".gif", ".webp", ".heic", ".avif", ".jxl", ".jp2"):

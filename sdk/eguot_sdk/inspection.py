@@ -14,6 +14,7 @@ from .errors import RawError
 from .ingest import balanced_gains, color_matrix
 from .ispfile import describe
 from .output import square_size
+from .paths import kind_of
 from .protofile import describe_mlpackage, describe_onnx
 from .raw import RawFrame, read_raw
 
@@ -22,19 +23,19 @@ PLANES = "R, Gr, Gb, B"
 
 def inspect_file(path: Path) -> dict[str, Any]:
     """Facts of a raw or an ISP file (.tflite, .onnx, .mlpackage). Raises RawError or IspFileError."""
-    kind = path.suffix.lower()
-    if kind == ".mlpackage" and path.is_dir():
+    suffix, kind = path.suffix.lower(), kind_of(path, RawError)
+    if suffix == ".mlpackage" and kind == "folder":
         return _facts(path, describe_mlpackage(path))
-    if not path.is_file():
-        raise RawError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a raw or an ISP file")
+    if kind != "file":
+        raise RawError(f"{path}: {'a folder' if kind else 'no such file'}; expected a raw or an ISP file")
     try:
         with path.open("rb") as file:
             head = file.read(8)
     except OSError as error:
         raise RawError(f"{path}: cannot be opened ({error.strerror or error})") from error
-    if head[4:8] == b"TFL3" or kind == ".tflite":
+    if head[4:8] == b"TFL3" or suffix == ".tflite":
         return _facts(path, describe(path))
-    if kind == ".onnx":
+    if suffix == ".onnx":
         return _facts(path, describe_onnx(path))
     from .chatter import quiet
 

@@ -120,11 +120,12 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
     for path in paths:
         names.setdefault(path.parent, set()).add(_start_of_name(path))
     for folder, expected in names.items():
-        for part in folder.glob(".*.part"):
-            found = LEFTOVER.fullmatch(part.name)
-            if found and found["name"] in expected and not _runs(int(found["process"])):
-                with contextlib.suppress(OSError):
-                    part.unlink()
+        with contextlib.suppress(OSError):
+            for part in folder.glob(".*.part"):
+                found = LEFTOVER.fullmatch(part.name)
+                if found and found["name"] in expected and not _runs(int(found["process"])):
+                    with contextlib.suppress(OSError):
+                        part.unlink()
 
 
 def _runs(process: int) -> bool:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from .errors import CorruptRaw, OutputError, RawError, UsageError
 from .output import written_beside
+from .paths import kind_of
 from .raw import RawFrame
 from .shading import evened
 
@@ -82,7 +83,7 @@ def list_pairs(folder: str | Path) -> list[Pair]:
 def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
     """The complete pairs of a folder by name, and a line for each incomplete one. Raises UsageError without any."""
     folder = Path(folder)
-    if not folder.is_dir():
+    if kind_of(folder, UsageError) != "folder":
         raise UsageError(
             f"{folder}: no such folder; expected one with NAME_raw.png, NAME.json and NAME_srgb.png or .jpg"
         )
@@ -91,8 +92,8 @@ def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
         name = raw_path.name.removesuffix(RAW_SUFFIX)
         json_path = folder / f"{name}.json"
         truths = [folder / (name + suffix) for suffix in TRUTH_SUFFIXES]
-        truth = next((p for p in truths if p.is_file()), None)
-        if not json_path.is_file():
+        truth = next((p for p in truths if kind_of(p, UsageError) == "file"), None)
+        if kind_of(json_path, UsageError) != "file":
             incomplete.append(f"{raw_path}: its {json_path.name} is missing")
         elif truth is None:
             incomplete.append(f"{raw_path}: its {name}_srgb.png or .jpg is missing")

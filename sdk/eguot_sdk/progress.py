@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import sys
 import time
@@ -104,7 +105,9 @@ def progress_bar(items: Iterable[Any] | int, *, label: str, stream: TextIO | Non
     """
     if isinstance(items, int):
         items = range(items)
-    return Progress(items, len(items) if isinstance(items, Sized) else None, label, stream or sys.stderr)
+    return Progress(
+        items, len(items) if isinstance(items, Sized) else None, label, stream or sys.stderr or io.StringIO()
+    )
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,7 @@ from .ciff import read_ciff
 from .colour import dng_matrix
 from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif
 from .errors import CorruptRaw, RawError, UnsupportedRaw, UsageError
+from .paths import kind_of
 from .shading import GainMaps, ShadingError, read_gain_maps
 from .tiff import Tiff, read_tiff
 
@@ -213,14 +214,19 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
     """A seekable stream for tags, what LibRaw opens, and a name for messages."""
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_file():
-            raise RawError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; expected a raw file")
+        if (kind := kind_of(path, RawError)) != "file":
+            raise RawError(f"{path}: {'a folder' if kind else 'no such file'}; expected a raw file")
         try:
             stream: BinaryIO = path.open("rb")
         except OSError as error:
             raise RawError(f"{path}: cannot be opened ({error.strerror})") from error
+        try:
+            str(path).encode()
+            decodable: Path | BinaryIO = path
+        except UnicodeEncodeError:  # rawpy writes the name in UTF-8
+            decodable = stream
         with stream:
-            yield stream, path, str(path)
+            yield stream, decodable, str(path)
         return
     if not isinstance(source, bytes) and not hasattr(source, "read"):
         raise UsageError(f"expected a path, bytes or an open binary file, not {type(source).__name__}")

@@ -99,6 +99,9 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         profiling._jobs([paths[0], paths[0]], Asked())
 
 
+LONG = "x" * 300
+
+
 def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: Path) -> None:
     model = shipped / "tiny.w8a8.tflite"
     with pytest.raises(UsageError, match="at least one"):
@@ -109,6 +112,13 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: 
         profile([model], asked=Asked(raw=tmp_path / "none.dng"))
     with pytest.raises(UsageError, match="no such folder"):
         profile([model], asked=Asked(pairs=tmp_path / "none"))
+    for models, asked in (
+        ([tmp_path / LONG], Asked()),
+        ([model], Asked(raw=tmp_path / LONG)),
+        ([model], Asked(pairs=tmp_path / LONG)),
+    ):
+        with pytest.raises(UsageError, match=r"cannot be looked at \(File name too long\)"):
+            profile(models, asked=asked)
     with pytest.raises(UsageError, match="each once"):
         profile([model], device=["local", "local"])
     with pytest.raises(UsageError, match="threads"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
@@ -9,6 +10,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -209,6 +212,80 @@ def test_v4l2_frames_are_developed() -> None:
             assert live.cfa_and_bits(code if len(code) == 4 else f"{code}{bits}") == (phase, bits)
     with pytest.raises(SystemExit, match="packed ones end in P"):
         live.cfa_and_bits("pRAA")
+
+
+class Camera:
+    """Stands in for a camera of picamera2 and for a capture of linuxpy: slow, and not to be read once stopped."""
+
+    sensor_format = "SRGGB12"
+    sensor_resolution = (64, 48)
+    create_video_configuration = dict
+
+    def __init__(self) -> None:
+        self.running, self.read_stopped = False, False
+        self.mosaic = np.random.default_rng(0).integers(256, 4095, (48, 64)).astype(np.uint16)
+
+    def __enter__(self) -> None:
+        self.running = True
+
+    def __exit__(self, *_: object) -> None:
+        self.running = False
+        time.sleep(0.4)
+
+    def start(self) -> None:
+        self.__enter__()
+
+    def stop(self) -> None:
+        self.__exit__()
+
+    def configure(self, _: object) -> None:
+        pass
+
+    def camera_configuration(self) -> dict[str, Any]:
+        return {"raw": {"size": (64, 48), "format": "SRGGB12"}}
+
+    def capture_metadata(self) -> dict[str, Any]:
+        return {"SensorBlackLevels": (4096,) * 4, "ColourGains": (2.1, 1.6)}
+
+    def capture_array(self, name: str) -> Any:
+        time.sleep(0.2)
+        self.read_stopped |= not self.running
+        return self.mosaic.view(np.uint8)
+
+    def set_format(self, *_: object) -> None:
+        pass
+
+    def get_format(self) -> Any:
+        return SimpleNamespace(bytes_per_line=128)
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield Bytes(self.capture_array("raw").tobytes())
+
+
+class Bytes(bytes):
+    width, height = 64, 48
+
+
+@pytest.mark.parametrize("path", ["picamera2/live", "v4l2/live"])
+def test_examples_stop_the_camera_when_nothing_reads_it(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, camera = load(path), Camera()
+    monkeypatch.setitem(sys.modules, "picamera2", SimpleNamespace(Picamera2=lambda: camera))
+    linuxpy = SimpleNamespace(
+        Device=SimpleNamespace(from_id=lambda number: contextlib.nullcontext()), VideoCapture=lambda device: camera
+    )
+    for name in ("linuxpy", "linuxpy.video", "linuxpy.video.device"):
+        monkeypatch.setitem(sys.modules, name, linuxpy)
+    monkeypatch.setattr(live.ISP, "load", lambda model: ISP.fake())
+    out = tmp_path / "last.png"
+    options = ["--size", "64x48", "--format", "RG12"] if path == "v4l2/live" else []
+    monkeypatch.setattr(sys, "argv", ["live.py", *options, "--frames", "3", "--out", str(out)])
+    live.main()
+    assert out.is_file()
+    assert not camera.running
+    assert not camera.read_stopped
 
 
 @pytest.mark.parametrize("path", ["picamera2/live", "v4l2/live"])

@@ -278,6 +278,95 @@ def test_a_file_that_fails_leaves_no_picture_and_one_line(photos: Path, tmp_path
     assert "no such file" in absent.stderr
 
 
+@pytest.fixture
+def locked(photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one raw that may be listed, and in which nothing may be looked at: as for root nothing is."""
+    folder = photos.parent / "locked"
+    folder.mkdir()
+    (folder / "a.dng").write_bytes((photos / "a.dng").read_bytes())
+    real = os.stat
+
+    def stat(path: Any, *arguments: Any, **options: Any) -> os.stat_result:
+        if not isinstance(path, int) and Path(os.fspath(path)).parent == folder:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "stat", stat)
+    return folder
+
+
+LONG = "x" * 300
+
+
+def test_a_path_that_cannot_be_looked_at_costs_itself_only(
+    photos: Path, locked: Path, tmp_path: Path, fake_isp: Any
+) -> None:
+    out = tmp_path / "out"
+    result = run("process", tmp_path / f"{LONG}.dng", photos / "a.dng", "-o", out, "--json")
+    assert result.exit_code == 1
+    assert f"{LONG}.dng: cannot be looked at (File name too long)" in result.stderr
+    assert json.loads(result.stdout)["written"] == [str(out / "a.jpg")]
+    # The process that decodes sees the file, so here it is enough that planning goes on.
+    assert [job.raw for job in develop.plan([locked / "b.dng"], out, format_=None, bits=8)] == [locked / "b.dng"]
+    assert "(Permission denied)" in run("process", locked, "-o", out).stderr
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--skip-existing", "--json"])
+@pytest.mark.parametrize("output", [LONG, f"{LONG}.jpg"])
+def test_a_name_too_long_for_a_picture_is_its_failure(
+    photos: Path, tmp_path: Path, fake_isp: Any, output: str, flag: str
+) -> None:
+    result = run("process", photos / "a.dng", "-o", tmp_path / output, flag)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert "(File name too long)" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["a.dng", "a.tflite", "a.onnx", "a.mlpackage"])
+def test_inspect_says_what_it_may_not_look_at(locked: Path, name: str) -> None:
+    for path, words in ((locked / name, "Permission denied"), (locked.parent / (LONG + name), "File name too long")):
+        result = run("inspect", path)
+        assert result.exit_code == 1
+        assert result.stderr == f"Error: {path}: cannot be looked at ({words})\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+def test_a_raw_whose_name_is_no_utf8_is_read(photos: Path, tmp_path: Path) -> None:
+    raw = tmp_path / os.fsdecode(b"IMG\xff.dng")
+    raw.write_bytes((photos / "a.dng").read_bytes())
+    done = cli_process("process", raw, "-o", tmp_path / "out", "--format", "png", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["written"] == [str(tmp_path / "out" / os.fsdecode(b"IMG\xff.png"))]
+    plain = cli_process("process", photos / "a.dng", "-o", tmp_path / "a.png")
+    assert plain.returncode == 0
+    assert (tmp_path / "out" / os.fsdecode(b"IMG\xff.png")).read_bytes() == (tmp_path / "a.png").read_bytes()
+    shown = cli_process("inspect", raw)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(os.fsencode(raw) + b": raw\n")
+
+
+def test_a_wrong_call_in_the_middle_is_the_failure_of_its_file(
+    photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, count = ISP.process, 0
+
+    def process(isp: ISP, *arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise UsageError("this ISP looks at the whole frame")
+        return real(isp, *arguments, **options)
+
+    monkeypatch.setattr(ISP, "process", process)
+    result = run("process", photos, "-o", tmp_path / "out", "--json")
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert [Path(path).name for path in said["written"]] == ["a.jpg", "c.jpg"]
+    assert said["errors"][str(photos / "b.DNG")] == f"{photos / 'b.DNG'}: this ISP looks at the whole frame"
+    count = 1
+    assert run("process", photos, "-o", tmp_path / "again").exit_code == 2  # it is likely to concern all
+
+
 def test_an_unexpected_error_does_not_stop_the_others(
     photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -633,19 +722,52 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(times) < 1.0  # 0.13 s on an idle machine; generous where several tests share two cores
 
 
+def cli_process(*arguments: object, close: str = "") -> subprocess.CompletedProcess[bytes]:
+    """The command in a process of its own, with the fake ISP; `close`: such as 2>&- of a shell."""
+    code = "from eguot_sdk import cli, isp\nisp.ISP.load = lambda *a, **k: isp.ISP.fake()\ncli.main()\n"
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
+    command: list[Any] = [sys.executable, "-c", code, *map(str, arguments)]
+    if close:
+        command = ["sh", "-c", f'exec "$@" {close}', "sh", *command]
+    return subprocess.run(command, env=env, capture_output=True, check=False)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell that closes descriptors")
+@pytest.mark.parametrize("close", ["2>&-", "0<&- 2>&-"])
+def test_commands_work_without_stderr(photos: Path, tmp_path: Path, close: str) -> None:
+    done = cli_process("process", photos, "-o", tmp_path / "out", "--json", close=close)
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert [Path(path).name for path in said["written"]] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert list(said["errors"]) == [str(photos / "broken.dng")]
+    assert "cut short" in said["errors"][str(photos / "broken.dng")]
+    assert b"mosaic" in cli_process("inspect", photos / "a.dng", close=close).stdout
+    checked = cli_process("doctor", "--json", close=close)
+    assert [check["ok"] for check in json.loads(checked.stdout)["checks"]] == [True] * 3
+
+
+def test_commands_work_without_a_temporary_folder(
+    photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", none)
+    assert run("process", photos / "a.dng", "-o", tmp_path / "a.jpg").exit_code == 0
+    assert run("inspect", photos / "a.dng").exit_code == 0
+    assert run("doctor").exit_code == 0
+
+
 def test_a_real_process_shows_no_traceback_and_no_chatter(shipped: Path, tmp_path: Path) -> None:
     data = bytearray((shipped / "canon_s40_0117.crw").read_bytes())
     rng = np.random.default_rng(0)
     for place in rng.integers(600_000, 2_000_000, 400):  # the pixel data
         data[place] ^= 1 << int(rng.integers(0, 8))
     (tmp_path / "flipped.crw").write_bytes(data)
-    code = "from eguot_sdk import cli, isp\nisp.ISP.load = lambda *a, **k: isp.ISP.fake()\ncli.main()\n"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-c", code, "process", str(tmp_path / "flipped.crw"), "-o", str(tmp_path / "out")]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    done = cli_process("process", tmp_path / "flipped.crw", "-o", tmp_path / "out")
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
-    assert "damaged" in done.stderr
+    assert b"damaged" in done.stderr
     assert not (tmp_path / "out").exists()
 
 

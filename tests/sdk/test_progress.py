@@ -91,6 +91,13 @@ def test_without_a_total_it_counts(clock: Clock) -> None:
     assert bar.line() == "read  3  1:02:03"
 
 
+def test_a_program_without_stderr_has_progress_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)  # as under pythonw, and where it was closed
+    with progress_bar(2, label="x") as bar:
+        bar.message("Error: nobody hears it")
+    assert list(progress_bar([1, 2], label="x")) == [1, 2]
+
+
 def test_progress_bar_takes_items_or_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress_bar(["a", "b"], label="x")) == ["a", "b"]
     assert list(progress_bar(3, label="x")) == [0, 1, 2]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..errors import IspFileError, MissingDependency, UsageError
 from ..ispfile import read_model
+from ..paths import kind_of
 from ..spec import DType, TensorSpec
 from . import RuntimeFactory
 from .base import Runtime
@@ -117,7 +118,7 @@ def _import_litert() -> tuple[Any, str]:
 
 
 def _load_delegate(module: Any, delegate: str | Path) -> Any:
-    if not Path(delegate).is_file():
+    if kind_of(Path(delegate), UsageError) != "file":
         raise UsageError(f"delegate {str(delegate)!r} is not a file: give the path of a TFLite delegate library")
     try:
         library = ctypes.CDLL(str(delegate))  # LiteRT's own loader leaves a broken object behind where this fails

@@ -1,0 +1,23 @@
+"""What lies at a path, told apart from what the system will not say."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Literal
+
+from .errors import EguotError
+
+
+def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | None:
+    """What lies at a path, links followed; None: neither. Raises `error` where the system does not say.
+
+    `Path.is_file` and its like raise OSError there: in a folder without search permission, for a name too long.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a null byte is a ValueError
+        return None
+    except OSError as problem:
+        raise error(f"{path}: cannot be looked at ({problem.strerror or problem})") from problem
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else None
