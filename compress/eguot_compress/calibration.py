@@ -101,10 +101,10 @@ def own_data(config: TrainConfig) -> list[tuple[str, Role]]:
     return [(where, role) for where, role in known if where is not None and there(where, role)]
 
 
-def tell_skipped(lines: Sequence[str]) -> None:
-    """Name on stderr what could not be read."""
-    for line in lines:
-        print(f"skipped {line}", file=sys.stderr, flush=True)
+def tell(notes: Sequence[str], skipped: Sequence[str]) -> None:
+    """Say on stderr what a place's layout leaves out, and what could not be read."""
+    for line in (*notes, *(f"skipped {line}" for line in skipped)):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _from_folder(
@@ -112,7 +112,8 @@ def _from_folder(
 ) -> Calibration:
     truths: list[Picture] | None = None
     for role in roles:
-        samples = _some(list_samples(where, role))
+        listed, notes = list_samples(where, role)
+        samples = _some(listed)
         if role == "pairs":
             both, skipped = read_held(samples, read_pair)
             frames, truths = [frame for frame, _ in both], [truth for _, truth in both]
@@ -120,7 +121,7 @@ def _from_folder(
             frames, skipped = read_held(samples, frame_of)
             truths = None
         if frames:
-            tell_skipped(skipped)
+            tell(notes, skipped)
             kind = "pairs" if role == "pairs" else "raws"
             source = {"kind": kind, "files": len(frames), "sha256": samples_hash(samples, where)}
             return _draw(frames, truths, config, source, seed)

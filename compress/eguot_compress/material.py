@@ -35,7 +35,7 @@ from eguot_train.data.window import Role
 from eguot_train.fits import alignment_from_state
 from eguot_train.reference import Alignment
 
-from .calibration import own_data, procedural_pairs, tell_skipped
+from .calibration import own_data, procedural_pairs, tell
 
 T = TypeVar("T")
 CROP = 64
@@ -85,12 +85,12 @@ class Material:
 
     def _read(self, where: str | Path, role: Role, read: Callable[[Listed], T], kind: str) -> list[T]:
         """What fits in memory of a place, noting its hash and telling what cannot be read. Raises UsageError."""
-        samples = list_samples(where, role)
+        samples, notes = list_samples(where, role)
         found, skipped = read_held(samples, read)
         if not found:
             why = f" ({len(skipped)} could not be read, first: {skipped[0]})" if skipped else ""
             raise UsageError(f"{where} holds no {kind}{why}")
-        tell_skipped(skipped)
+        tell(notes, skipped)
         self.hashes[role] = samples_hash(samples, where)
         return found
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptRaw, OutputError, RawError, UsageError
+from .icc import as_srgb
 from .output import written_beside
 from .paths import kind_of
 from .raw import RawFrame
@@ -208,14 +209,17 @@ def read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint16
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """uint8 sRGB [H, W, 3] of an 8-bit picture, lying as in the file. Raises RawError naming the file."""
+    """uint8 sRGB [H, W, 3] of an 8-bit picture, whatever its profile, lying as in the file.
+
+    Raises RawError naming the file.
+    """
     from PIL import Image
 
     with _reading(path), Image.open(path) as image:
         _check_pixels(path, image.size)
         if image.mode not in ("RGB", "L", "P"):
             raise RawError(f"{path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")
-        return np.array(image.convert("RGB"), np.uint8)
+        return np.array(as_srgb(image).convert("RGB"), np.uint8)
 
 
 def _check_pixels(path: Path, size: tuple[int, int]) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from eguot_sdk.errors import UsageError
-from eguot_sdk.pairs import list_pairs
+from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.config import TrainConfig
 from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources, pictures
+from eguot_train.data.scenes import make_scene
 from eguot_train.data.shards import Sample, write_shards
+from eguot_train.data.synth import SynthCamera, dng_bytes
 from eguot_train.reference import Alignment
 
 TWO_RAWS = 2 * 72 * 88 * 2
@@ -142,6 +145,24 @@ def test_damaged_files_are_skipped_and_told(folders: dict[str, str], tmp_path: P
     assert sources.skipped[1].startswith("bad.jpg ")
     assert len(sources.frames) == len(list(raw.iterdir())) - 1
     assert len(sources.photos) == len(sources.photo_names) == len(list(srgb.iterdir())) - 1
+
+
+def test_what_is_smaller_than_the_crop_is_told(folders: dict[str, str], tmp_path: Path) -> None:
+    """Raws are 72 x 88, photos 80 x 64, so that crops of 64 px fit all; one of each is smaller."""
+    raw, srgb, pairs = (Path(shutil.copytree(folders[role], tmp_path / role)) for role in ("raw", "srgb", "pairs"))
+    scene = make_scene(0, 64, 80)
+    frame = SynthCamera.from_seed(3).shoot(scene, "small")
+    (raw / "small.dng").write_bytes(dng_bytes(frame))
+    write_pair(pairs, "small", frame, scene)
+    Image.fromarray(scene[:63]).save(srgb / "small.png")
+    config = TrainConfig(mode="mixed", crop=32, raw=str(raw), srgb=str(srgb), pairs=str(pairs), find_pairs=False)
+    notes = load_sources(config).notes
+    for kind in ("raws", "photos", "pairs"):
+        assert (
+            f"1 of 4 {kind} are smaller than the crop of 64 px and never drawn (--set crop takes a smaller one)"
+            in notes
+        )
+    assert not load_sources(replace(config, **folders)).notes
 
 
 @pytest.mark.parametrize("mode", ["unpaired", "mixed"])

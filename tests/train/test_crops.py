@@ -260,3 +260,34 @@ def test_huge_photos_are_refused_before_they_are_decoded(tmp_path: Path, monkeyp
     (tmp_path / "large.png").write_bytes(png_bytes(np.zeros((8, 20, 3), np.uint8)))
     with pytest.raises(UsageError, match="20x8 is too large"):
         load_photo(tmp_path / "large.png")
+
+
+def test_photos_of_another_colour_space_become_srgb(tmp_path: Path) -> None:
+    """Grey of gamma 1.8, of 8 and of 16 bits, and turned: levels by the curve of the standard."""
+    white = b"XYZ " + bytes(4) + struct.pack(">3i", *(round(v * 65536) for v in (0.9642, 1.0, 0.8249)))
+    curve = b"curv" + bytes(4) + struct.pack(">IHH", 1, round(1.8 * 256), 0)
+    head = struct.pack(">I4sI4s4s4s", 188, b"lcms", 0x02400000, b"mntr", b"GRAY", b"XYZ ")
+    head += struct.pack(">6H", 2020, 1, 1, 0, 0, 0) + b"acsp" + bytes(28) + white[8:]
+    table = struct.pack(">I4sII4sII", 2, b"wtpt", 156, 20, b"kTRC", 176, 16)
+    profile = struct.pack(">I", 192) + (head + bytes(128 - len(head)) + table + white + curve)[4:]
+    ramp = np.linspace(0, 255, 160).round().astype(np.uint8).reshape(10, 16)
+    linear = (ramp / 255.0) ** (461 / 256)
+    expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    exif = Image.Exif()
+    exif[274] = 3
+    Image.fromarray(ramp).save(tmp_path / "8.png", icc_profile=profile, exif=exif)
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.png", icc_profile=profile)
+    Image.fromarray(ramp).save(tmp_path / "plain.png")
+    assert np.abs(load_photo(tmp_path / "8.png")[::-1, ::-1] - expected[..., None]).max() < 2
+    assert np.abs(load_photo(tmp_path / "16.png") - expected[..., None]).max() < 2
+    np.testing.assert_array_equal(load_photo(tmp_path / "plain.png")[..., 0], ramp)
+
+
+def test_photos_of_a_few_pixels_are_refused_by_name(tmp_path: Path) -> None:
+    for side, fine in ((7, False), (8, True)):
+        (tmp_path / f"{side}.png").write_bytes(png_bytes(np.zeros((side, 40, 3), np.uint8)))
+        if fine:
+            assert load_photo(tmp_path / f"{side}.png").shape == (8, 40, 3)
+        else:
+            with pytest.raises(UsageError, match=r"7\.png: 40x7 pixels are too few \(at least 8x8\)"):
+                load_photo(tmp_path / f"{side}.png")

@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from dataset_fixtures import make_ispw, make_mai, make_ntire, make_zrr, phone, shots, write_matched
+from dataset_fixtures import SIDE, make_ispw, make_mai, make_ntire, make_zrr, phone, shots, write_matched
 from PIL import Image
 
 from eguot_sdk.errors import UsageError
-from eguot_train.cli_data import data
+from eguot_train.cli_data import data, evaluate
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.datasets import Dataset, Item, open_dataset, pairs_of, split_scenes
 from eguot_train.data.datasets.check import check
 from eguot_train.data.datasets.levels import RawStatistics, contradictions, detect
+from eguot_train.data.prepare import prepare
+from eguot_train.data.samples import list_samples
+from eguot_train.data.scenes import make_scene
+from eguot_train.data.shards import read_index, shard_files
+from eguot_train.data.synth import SynthCamera, dng_bytes
 
 
 def sizes(dataset: Dataset) -> dict[str, int]:
@@ -102,9 +107,59 @@ def test_ispw_pairs_raws_and_pictures_by_name(tmp_path: Path) -> None:
     root = make_ispw(tmp_path / "wild")
     shutil.copy(root / "phone" / "IMG_0.dng", root / "phone" / "lonely.dng")
     found = open_dataset(root)
-    assert (found.kind, sizes(found), found.values) == ("ispw", {"all": 4}, None)
-    assert any("lonely.dng" in note for note in found.notes)
+    assert (found.kind, len(pairs_of(found.items())), found.values) == ("ispw", 4, None)
+    assert found.notes == ("1 raws without a picture, in no pair: phone/lonely.dng",)
     assert found.items()[0].frame().mosaic.shape == found.items()[0].truth().shape[:2]
+
+
+def test_raws_and_pictures_are_paired_by_folder_before_name(tmp_path: Path) -> None:
+    """Cameras count from IMG_0001 again; a picture of another shot must never be the truth of a raw."""
+    camera = SynthCamera.from_seed(3)
+    scenes = {}
+    for i, place in enumerate(("100/IMG_1", "101/IMG_1", "raw/A", "x/B", "y/B", "102/IMG_1", "one/C")):
+        scenes[place] = make_scene(i, SIDE, SIDE)
+        path = tmp_path / f"{place}.dng"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(dng_bytes(camera.shoot(scenes[place], place)))
+    for raw, place in (
+        ("100/IMG_1", "100/IMG_1.png"), ("101/IMG_1", "101/IMG_1.png"), ("raw/A", "jpg/A.png"), ("x/B", "z/B.png"),
+        ("one/C", "one/C.png"), ("one/C", "one/C.jpg"),
+    ):  # fmt: skip
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(scenes[raw]).save(tmp_path / place)
+    found = open_dataset(tmp_path)
+    pairs = {item.name: item for item in pairs_of(found.items())}
+    assert set(pairs) == {"100_IMG_1", "101_IMG_1", "A"}
+    for name, place in (("100_IMG_1", "100/IMG_1"), ("101_IMG_1", "101/IMG_1"), ("A", "raw/A")):
+        np.testing.assert_array_equal(pairs[name].truth(), scenes[place])
+        np.testing.assert_array_equal(pairs[name].frame().mosaic, camera.shoot(scenes[place], place).mosaic)
+    assert found.notes == (
+        "1 raws without a picture, in no pair: 102/IMG_1.dng",
+        "6 files of like names in several places, in no pair: one/C.dng, x/B.dng, y/B.dng, one/C.jpg, one/C.png, ...",
+    )
+    # All of it is there for unpaired training, each under a name of its own; no scene is on both sides.
+    assert len({item.name for item in found.items()}) == len(found.items()) == 3 + 7
+    raws, photos, _ = split_scenes(found.items())
+    assert not {item.raw.stem for item in raws if item.raw} & {item.photo.stem for item in photos if item.photo} - {
+        "IMG_1"
+    }
+    evaluation = CliRunner().invoke(
+        evaluate, ["default", "--pairs", str(tmp_path), "--out", str(tmp_path / "csv"), "--json"]
+    )
+    assert json.loads(evaluation.stdout)["images"] == 3
+    prepare(tmp_path, tmp_path / "shards")
+    assert len(read_index(shard_files(tmp_path / "shards", "pairs")[0], "pairs")[0]) == 3
+
+
+def test_a_stray_picture_beside_its_raw_leaves_unpaired_training_its_raws(
+    folders: dict[str, str], tmp_path: Path
+) -> None:
+    raw = Path(shutil.copytree(folders["raw"], tmp_path / "raw"))
+    Image.fromarray(make_scene(0, 72, 88)).save(raw / "scene0.jpg")
+    sources = load_sources(TrainConfig(mode="unpaired", raw=str(raw), srgb=folders["srgb"]))
+    assert len(sources.frames) == 3
+    assert "2 raws without a picture, in no pair: scene1.dng, scene2.dng" in sources.notes
+    assert len(list_samples(raw, "raw")[0]) == 3
 
 
 def test_plain_folders(folders: dict[str, str], tmp_path: Path) -> None:

@@ -29,23 +29,23 @@ from eguot_train.data.synth import SynthCamera, dng_bytes
 def test_a_data_set_and_its_shards_hold_the_same_training_pairs(tmp_path: Path) -> None:
     root, out = make_zrr(tmp_path / "zrr"), tmp_path / "out"
     prepare(root, out)
-    both = [read_held(list_samples(where, "pairs"), read_pair) for where in (root, out, out / "train")]
+    both = [read_held(list_samples(where, "pairs")[0], read_pair) for where in (root, out, out / "train")]
     assert [len(found) for found, _ in both] == [12, 12, 12]
     for (frame, truth), (other, picture) in zip(both[0][0], both[1][0], strict=True):
         np.testing.assert_array_equal(frame.mosaic, other.mosaic)
         np.testing.assert_array_equal(truth, picture)
     pattern = f"{out}/train/shard-{{000000..000000}}-000000.tar"
-    assert len(list_samples(pattern, "pairs")) == 12
+    assert len(list_samples(pattern, "pairs")[0]) == 12
     assert there(pattern, "pairs")
     assert not there(tmp_path / "gone-*.tar", "pairs")
     assert not there(tmp_path / "gone", "pairs")
-    assert samples_hash(list_samples(out, "pairs"), out) != samples_hash(list_samples(root, "pairs"), root)
+    assert samples_hash(list_samples(out, "pairs")[0], out) != samples_hash(list_samples(root, "pairs")[0], root)
 
 
 def test_only_what_fits_in_memory_is_read_and_that_from_all_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    listed = list_samples(make_zrr(tmp_path / "zrr"), "pairs")
+    listed = list_samples(make_zrr(tmp_path / "zrr"), "pairs")[0]
     frame, truth = read_pair(listed[0])
     monkeypatch.setattr(module, "HELD_BYTES", 4 * (frame.mosaic.nbytes + truth.nbytes))
     found, _ = read_held(listed, read_pair)
@@ -57,11 +57,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for name in ("b.png", "a.PNG", "sub/c.png"):
-        Image.fromarray(np.full((4, 4, 3), ord(Path(name).name[0].lower()), np.uint8)).save(folder / name)
+        Image.fromarray(np.full((8, 8, 3), ord(Path(name).name[0].lower()), np.uint8)).save(folder / name)
     (folder / "broken.jpg").write_bytes(b"no photo")
     (folder / "notes.txt").write_text("no photo either")
     (folder / "folder.png").mkdir()
-    photos, skipped = read_held(list_samples(folder, "srgb"), photo_of)
+    photos, skipped = read_held(list_samples(folder, "srgb")[0], photo_of)
     assert [chr(p[0, 0, 0]) for p in photos] == ["a", "b", "c"]
     assert len(skipped) == 1
     assert skipped[0].startswith("broken.jpg is not a readable photo")
@@ -74,10 +74,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (raws / "broken.dng").write_bytes(b"no raw")
     frame = SynthCamera.from_seed(0).shoot(make_scene(0, 32, 32), "x")
     (raws / "x.DNG").write_bytes(dng_bytes(frame))
-    frames, skipped = read_held(list_samples(raws, "raw"), frame_of)
+    frames, skipped = read_held(list_samples(raws, "raw")[0], frame_of)
     np.testing.assert_array_equal(frames[0].mosaic, frame.mosaic)
     assert len(frames) == len(skipped) == 1
     assert "broken.dng" in skipped[0]
-    assert list_samples(raws, "pairs") == []
+    assert list_samples(raws, "pairs")[0] == []
     with pytest.raises(UsageError, match="is not a folder"):
         list_samples(tmp_path / "absent", "raw")

@@ -32,7 +32,7 @@ from eguot_sdk.registration import register
 from ..config import TrainConfig
 from ..reference import Alignment
 from ..render import reference_render
-from .crops import PhotoCrops, Picture, RawCrops
+from .crops import PhotoCrops, Picture, RawCrops, photo_fits, raw_fits
 from .datasets import Item, open_dataset, pairs_of, photos_of, raws_of, split_scenes
 from .found import found_pairs
 from .pseudo import PseudoRaws
@@ -180,13 +180,32 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
         if count:
             what = "photos that show a raw's scene in the same framing"
             sources.notes.append(f"{what}: {count}, used as pairs too (--set find_pairs=false: leave them unpaired)")
+    _tell_small(config, sources)
     return sources
+
+
+def _tell_small(config: TrainConfig, sources: Sources) -> None:
+    """Note how much of each kind gives no crops, though fits look at it."""
+    crop = config.crop
+    for kind, fit in (
+        ("raws", [raw_fits(frame, crop) for frame in sources.frames]),
+        ("photos", [photo_fits(photo, crop) for photo in sources.photos]),
+        ("pairs", [raw_fits(pair.raw, crop) for pair in sources.pairs if isinstance(pair, HeldPair)]),
+    ):
+        small = fit.count(False)
+        if small:
+            which = f"{small} of {len(fit)} {kind} are smaller than the crop of {2 * crop} px"
+            sources.notes.append(f"{which} and never drawn (--set crop takes a smaller one)")
 
 
 def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
     """Raws (side 0) or photos (side 1) of a folder: all of them, or those of half the scenes where it is both."""
-    items = open_dataset(folder).part("train")
-    if Path(folder).resolve() != Path(other).resolve():
+    dataset = open_dataset(folder)
+    items = dataset.part("train")
+    one = Path(folder).resolve() == Path(other).resolve()
+    if side == 0 or not one:
+        sources.notes += dataset.notes
+    if not one:
         return [raws_of, photos_of][side](items)
     raws, photos, how = split_scenes(items)
     if side == 0:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from eguot_sdk.errors import UsageError
+from eguot_sdk.icc import as_srgb
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput, IspSpec
@@ -33,6 +34,8 @@ RAW_SUFFIXES = frozenset(
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"))
 MAX_PHOTO_PIXELS = 178_000_000
 """Pillow refuses little more by itself."""
+MIN_PHOTO_SIDE = 8
+"""Colours of photos are compared by means of 8x8 pixels."""
 
 
 def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
@@ -43,7 +46,7 @@ def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
 
 
 def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:
-    """An sRGB photo, uint8 [H, W, 3], turned as its EXIF says unless told otherwise.
+    """A photo as sRGB, uint8 [H, W, 3], whatever its profile, turned as its EXIF says unless told otherwise.
 
     Read from `source` where given, and then `path` only names it. Raises UsageError on whatever is wrong with the file.
     """
@@ -52,6 +55,9 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
             if image.width * image.height > MAX_PHOTO_PIXELS:
                 most = MAX_PHOTO_PIXELS // 10**6
                 raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most {most} megapixels)")
+            if min(image.size) < MIN_PHOTO_SIDE:
+                size, least = f"{image.width}x{image.height}", f"{MIN_PHOTO_SIDE}x{MIN_PHOTO_SIDE}"
+                raise UsageError(f"{path.name}: {size} pixels are too few (at least {least})")
             if image.mode == "F":
                 raise UsageError(f"{path.name}: floating-point photos have no agreed range; save it with 8 or 16 bits")
             return _eight_bit_rgb(ImageOps.exif_transpose(image) if upright else image)
@@ -65,13 +71,25 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
 def _eight_bit_rgb(image: Image.Image) -> Picture:
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16-bit grey, which PIL would clip at 255
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) * 255 + 32767) // 65535
-        return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+        eight_bit = Image.fromarray(grey.astype(np.uint8))
+        eight_bit.info = image.info
+        image = eight_bit
+    return np.asarray(as_srgb(image).convert("RGB"))
 
 
 def float_spec(color_input: ColorInput) -> IspSpec:
     """The spec training ingests with: float planes, the colour input of the run."""
     return IspSpec(name="train", architecture="", parameters=0, halo=0, color_input=color_input)
+
+
+def raw_fits(frame: RawFrame, crop: int) -> bool:
+    """Whether crops can be taken of a raw, also where its grid starts a pixel later."""
+    return min(frame.height, frame.width) >= 2 * crop + 2
+
+
+def photo_fits(photo: Picture, crop: int) -> bool:
+    """Whether crops can be taken of a photo."""
+    return min(photo.shape[:2]) >= 2 * crop
 
 
 class RawCrops:
@@ -80,7 +98,7 @@ class RawCrops:
     def __init__(
         self, frames: Sequence[RawFrame], color_input: ColorInput, crop: int, truths: Sequence[Picture] | None = None
     ) -> None:
-        large = [i for i, f in enumerate(frames) if min(f.height, f.width) >= 2 * crop + 2]
+        large = [i for i, f in enumerate(frames) if raw_fits(f, crop)]
         if not large:
             raise UsageError(f"every raw is smaller than the crop of {2 * crop} px: use a smaller crop")
         self.crop = crop
@@ -114,7 +132,7 @@ class PhotoCrops:
     """Crops of photos, uint8 [2c, 2c, 3]; from a photo as often as its weight says (1 by default), times its size."""
 
     def __init__(self, photos: Sequence[Picture], crop: int, weights: Sequence[float] | None = None) -> None:
-        large = [i for i, p in enumerate(photos) if min(p.shape[:2]) >= 2 * crop]
+        large = [i for i, p in enumerate(photos) if photo_fits(p, crop)]
         if not large:
             raise UsageError(f"every photo is smaller than the crop of {2 * crop} px: use a smaller crop")
         self.crop = crop

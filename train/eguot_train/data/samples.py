@@ -34,16 +34,17 @@ def there(where: str | Path, role: Role) -> bool:
         return False
 
 
-def list_samples(where: str | Path, role: Role) -> list[Listed]:
-    """What a place holds for a role, nothing opened yet: its training part, or all of it. May be empty.
+def list_samples(where: str | Path, role: Role) -> tuple[list[Listed], tuple[str, ...]]:
+    """What a place holds for a role, nothing opened yet, and notes: its training part, or all of it. May be empty.
 
     Raises UsageError where it is no data set.
     """
     if is_shards(where, role):
-        return [sample for shard in shard_files(where, role) for sample in read_index(shard, role)[0]]
+        found = [read_index(shard, role) for shard in shard_files(where, role)]
+        return [s for samples, _ in found for s in samples], tuple(problem for _, problem in found if problem)
     dataset = open_dataset(where)
     items = dataset.part("train") if {"train", ALL} & set(dataset.parts) else dataset.items()
-    return list({"raw": raws_of, "srgb": photos_of, "pairs": pairs_of}[role](items))
+    return list({"raw": raws_of, "srgb": photos_of, "pairs": pairs_of}[role](items)), dataset.notes
 
 
 def read_held(samples: Sequence[Listed], read: Callable[[Listed], T]) -> tuple[list[T], list[str]]:

@@ -146,7 +146,8 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
 
     Known scenes are dealt whole, in the order of their names. Where scenes are unknown the first items are the raws and
     the last the photos: crops of one shot have neighbouring numbers in the field's data sets, so one scene may be cut.
-    Items that have one side only stay on it. Raises UsageError where one half would be empty.
+    Items that have one side only stay on it, but photos of a scene that is among the raws. Raises UsageError where one
+    half would be empty.
     """
     both = pairs_of(items)
     raws = [item for item in items if item.photo is None]
@@ -164,6 +165,8 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
             raws += [item for item in both if item.scene in first]
             photos += [item for item in both if item.scene not in first]
             how = f"{cut} scenes are raws, {len(scenes) - cut} other ones photos"
+    shown = {item.scene for item in raws} - {None}
+    photos = [item for item in photos if item.scene not in shown]
     if not raws or not photos:
         alone = "" if both else "; `data prepare` takes a folder of one kind without --unpaired"
         raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos{alone}")

@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -262,18 +263,62 @@ def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part) for part in re.findall(r"[0-9]{1,18}|[^0-9]+|[0-9]+", name)]
 
 
-def matched(raws: Sequence[Path], photos: Sequence[Path]) -> tuple[list[Item], list[str]]:
-    """Pairs by equal stem, and one note per side for files without a partner."""
-    of_stem = {p.stem: p for p in photos}
-    items = [Item(r.stem, r, of_stem[r.stem]) for r in raws if r.stem in of_stem]
-    alone = [r.name for r in raws if r.stem not in of_stem]
-    stems = {r.stem for r in raws}
-    without = [p.name for p in photos if p.stem not in stems]
+def matched(folder: Path, raws: Sequence[Path], photos: Sequence[Path]) -> tuple[list[Item], list[str]]:
+    """Pairs by equal stem, then the files in no pair as items of one side, and a note for each kind of these.
+
+    A raw belongs to the one photo of its name beside it, else to the only one anywhere where no other raw has the name:
+    cameras count from IMG_0001 again in every folder. Names are stems, or paths inside `folder` where stems repeat.
+    """
+    beside, anywhere = _by(lambda p: (p.parent, p.stem), photos), _by(lambda p: p.stem, photos)
+    of_stem = _by(lambda p: p.stem, raws)
+    partner: dict[Path, Path] = {}
+    for raw in raws:
+        here, all_photos = beside.get((raw.parent, raw.stem), []), anywhere.get(raw.stem, [])
+        if len(here) == 1 or (not here and len(all_photos) == len(of_stem[raw.stem]) == 1):
+            partner[raw] = (here or all_photos)[0]
+    taken = set(partner.values())
+    lone_raws, lone_photos = [p for p in raws if p not in partner], [p for p in photos if p not in taken]
+    unsure = {p.stem for p in lone_photos} & set(of_stem)
+    names = distinct_names(folder, [*partner, *lone_raws, *lone_photos], whole=False)
+    items = [Item(names[raw], raw, photo) for raw, photo in partner.items()]
+    items += [Item(names[p], p, scene=p.stem if p.stem in unsure else None) for p in lone_raws]
+    items += [Item(names[p], photo=p, scene=p.stem if p.stem in unsure else None) for p in lone_photos]
     notes = []
-    for what, names in (("raws without a picture", alone), ("pictures without a raw", without)):
-        if names:
-            notes.append(f"{len(names)} {what}, left out: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}")
+    for what, found in (
+        ("raws without a picture", [p for p in lone_raws if p.stem not in unsure]),
+        ("pictures without a raw", [p for p in lone_photos if p.stem not in unsure]),
+        ("files of like names in several places", [p for p in lone_raws + lone_photos if p.stem in unsure]),
+    ):
+        if found:
+            shown = ", ".join(p.relative_to(folder).as_posix() for p in found[:5])
+            notes.append(f"{len(found)} {what}, in no pair: {shown}{', ...' if len(found) > 5 else ''}")
     return items, notes
+
+
+def _by(key: Callable[[Path], Any], paths: Iterable[Path]) -> dict[Any, list[Path]]:
+    found: dict[Any, list[Path]] = {}
+    for path in paths:
+        found.setdefault(key(path), []).append(path)
+    return found
+
+
+def distinct_names(folder: Path, paths: Sequence[Path], *, whole: bool) -> dict[Path, str]:
+    """A name for each file that no other has: its path inside `folder`; unless `whole`, its stem where that will do."""
+
+    def path_name(path: Path) -> str:
+        return "_".join(path.relative_to(folder).with_suffix("").parts)
+
+    names = {p: path_name(p) if whole else p.stem for p in paths}
+    for longer in (path_name, lambda p: path_name(p) + p.suffix.replace(".", "_")):
+        often = Counter(names.values())
+        names = {p: name if often[name] == 1 else longer(p) for p, name in names.items()}
+    taken: set[str] = set()
+    for path, name in names.items():
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        names[path] = name
+    return names
 
 
 def read_npy(path: Path) -> NDArray[np.uint16]:

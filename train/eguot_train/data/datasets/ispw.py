@@ -1,10 +1,10 @@
-"""Camera raws beside photos of the same shots, told by equal stems: ISPW ("ISP in the wild") and alike.
+"""Camera raws and photos of the same shots, told by equal stems: ISPW ("ISP in the wild") and alike.
 
     ROOT[/{train,val,test}]/ANY/NAME.dng    levels, CFA and white balance from the file
     ROOT[/{train,val,test}]/ANY/NAME.jpg
 
 The released folder names of ISPW (Mate 30 Pro raws, Canon 5D Mark IV pictures) could not be verified, so none is
-asked for. Raw and picture of a pair must have one size.
+asked for. Raw and picture of a pair must have one size. What is in no pair serves as a raw or as a photo alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def parts_of(folder: Path) -> dict[str, Path]:
 
 def load(part: Path) -> tuple[list[Item], list[str]]:
     """Items of one part and notes."""
-    return matched(find_files(part, RAW_SUFFIXES), find_files(part, PHOTO_SUFFIXES))
+    return matched(part, find_files(part, RAW_SUFFIXES), find_files(part, PHOTO_SUFFIXES))
 
 
 def _has_pairs(folder: Path) -> bool:

@@ -31,7 +31,7 @@ def load(part: Path) -> tuple[list[Item], list[str]]:
     raws = files_in(part / RAW if (part / RAW).is_dir() else part, [".npy"])
     photos = files_in(part / PHOTO, PHOTO_SUFFIXES) if (part / PHOTO).is_dir() else []
     if part.name == "test" and photos:
-        return matched(raws, photos)
+        return matched(part, raws, photos)
     return [Item(p.stem, p) for p in raws] + [Item(p.stem, photo=p) for p in photos], []
 
 

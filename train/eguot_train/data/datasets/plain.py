@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 from eguot_sdk.pairs import RAW_SUFFIX, find_pairs
 
 from ..crops import PHOTO_SUFFIXES, RAW_SUFFIXES, find_files
-from .base import ALL, PARTS, FlatItem, Item, natural
+from .base import ALL, PARTS, FlatItem, Item, distinct_names, natural
 
 
 def pair_parts(folder: Path) -> dict[str, Path]:
@@ -33,9 +32,7 @@ def load_pairs(part: Path) -> tuple[list[Item], list[str]]:
 def load_unpaired(folder: Path) -> list[Item]:
     """Camera raws and photos below a folder; names are paths inside it, so that they are different."""
     raws, photos = find_files(folder, RAW_SUFFIXES), find_files(folder, PHOTO_SUFFIXES)
-    plain = {p: "_".join(p.relative_to(folder).with_suffix("").parts) for p in (*raws, *photos)}
-    often = Counter(plain.values())
-    name = {p: n if often[n] == 1 else n + p.suffix.replace(".", "_") for p, n in plain.items()}
+    name = distinct_names(folder, [*raws, *photos], whole=True)
     items = [Item(name[p], p) for p in raws] + [Item(name[p], photo=p) for p in photos]
     return sorted(items, key=lambda item: natural(item.name))
 

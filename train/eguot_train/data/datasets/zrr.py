@@ -36,9 +36,9 @@ def pair_folders(folder: Path, raw: str, photo: str) -> dict[str, Path]:
 
 
 def load_matched(part: Path, raw: str, photo: str) -> tuple[list[Item], list[str]]:
-    """Pairs of part/raw/N.png and part/photo/N.{jpg,png}; raws alone where there is no folder of photos."""
+    """Pairs of part/raw/N.png and part/photo/N.{jpg,png}, then files in no pair; raws alone without such photos."""
     raws = files_in(part / raw, [".png"])
     if not (part / photo).is_dir():
         return [Item(path.stem, path) for path in raws], [f"{part.name}: no folder {photo}, raws only"]
-    items, notes = matched(raws, files_in(part / photo, [".jpg", ".jpeg", ".png"]))
+    items, notes = matched(part, raws, files_in(part / photo, [".jpg", ".jpeg", ".png"]))
     return items, [f"{part.name}: {note}" for note in notes]
