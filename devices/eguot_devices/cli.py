@@ -64,11 +64,13 @@ def profile(
     from .compare import budget_lines
     from .profile import Asked
     from .profile import profile as run
-    from .report import failure_line, to_json, to_table, write_report
+    from .report import failure_line, make_folder, to_json, to_table, write_report
 
     asked = Asked(
         raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, delegate=delegate, max_seconds=max_seconds
     )
+    if out is not None:
+        make_folder(out)
     with tempfile.TemporaryDirectory() as pictures:
         report = run(
             models,
@@ -78,13 +80,14 @@ def profile(
             pictures=Path(pictures),
             command=_command(models, devices, asked),
         )
-        written = write_report(report, out, pictures=Path(pictures), pairs=pairs) if out is not None else []
-    for path in written:
-        click.echo(f"wrote {path}", err=True)
-    click.echo(to_json(report) if as_json else to_table(report))
-    if budget_ms is not None:
-        for device in report.devices:
-            click.echo("\n" + "\n".join(budget_lines(device, budget_ms)), err=as_json)
+        # Before it is written, which may fail: it took minutes to measure.
+        click.echo(to_json(report) if as_json else to_table(report))
+        if budget_ms is not None:
+            for device in report.devices:
+                click.echo("\n" + "\n".join(budget_lines(device, budget_ms)), err=as_json)
+        if out is not None:
+            for path in write_report(report, out, pictures=Path(pictures), pairs=pairs):
+                click.echo(f"wrote {path}", err=True)
     failed = [failure for device in report.devices for failure in device.failed]
     if failed:
         if as_json:
@@ -124,7 +127,7 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
     from eguot_sdk.errors import EguotError, GateError
 
     from .compare import compare as run
-    from .compare import comparison_lines, missing_times, too_slow
+    from .compare import comparison_lines, differences, missing_times, too_slow
     from .report import read_report
 
     earlier, later = read_report(before), read_report(after)
@@ -136,6 +139,8 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
         click.echo("\n".join(comparison_lines(changes)))
     for line in missing:
         click.echo(f"not compared: {line}", err=True)
+    for line in differences(earlier, later):
+        click.echo(f"note: {line}", err=True)
     slower = [] if fail_slower is None else too_slow(changes, fail_slower)
     if slower:
         worst = max(slower, key=lambda c: c.percent)

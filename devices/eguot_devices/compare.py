@@ -100,6 +100,8 @@ def _missing_time(old: ModelProfile, new: ModelProfile | None) -> str | None:
     lost = [what for what in had if what not in has]
     if lost:
         return f"no time of a {' or a '.join(lost)} in the second report, which has too few runs"
+    if "frame" in had and _of_frame(old) != _of_frame(new):
+        return f"frames were timed otherwise ({_of_frame(old)}; {_of_frame(new)})"
     if "frame" not in had and _of_tile(old) != _of_tile(new):
         return "the tiles that were timed differ in size"
     return None if had else "no time in the first report, which has too few runs"
@@ -131,7 +133,7 @@ def _changes(old_device: DeviceReport, device: DeviceReport, old: ModelProfile, 
         pairs = []
         if _of_tile(old) == _of_tile(new):  # `ISP.load` sizes tiles by the memory that is free
             pairs.append(("tile", old.tile.latency, new.tile.latency))
-        if old.frame is not None and new.frame is not None:
+        if old.frame is not None and new.frame is not None and _of_frame(old) == _of_frame(new):
             pairs.append(("frame", old.frame.latency, new.frame.latency))
         for what, a, b in pairs:
             if a.p50_ms is not None and b.p50_ms is not None:
@@ -148,6 +150,28 @@ def _changes(old_device: DeviceReport, device: DeviceReport, old: ModelProfile, 
 
 def _of_tile(model: ModelProfile) -> tuple[int, int, int]:
     return model.tile.height_packed, model.tile.width_packed, model.tile.threads
+
+
+def _of_frame(model: ModelProfile) -> str | None:
+    """What a frame was timed with, in words."""
+    if model.frame is None:
+        return None
+    return f"{model.frame.threads} threads, {'a file read' if model.frame.reads_file else 'no file read'}"
+
+
+def differences(before: Report, after: Report) -> list[str]:
+    """In what the machines differ that both reports measured the same models on; one line each, none twice."""
+    lines: list[str] = []
+    for old_device, new_device in _common_devices(before, after):
+        for old, new in _common_models(old_device, new_device):
+            for what, a, b in (
+                ("processor", old_device.machine.cpu, new_device.machine.cpu),
+                ("number of cores", old_device.machine.cores, new_device.machine.cores),
+                ("runtime", old.runtime, new.runtime),
+            ):
+                if a != b:
+                    lines.append(f"{new_device.device}: another {what}, {a} then {b}")
+    return list(dict.fromkeys(lines))
 
 
 def _time_verdict(a: Latency, b: Latency, noise_pct: float) -> str:

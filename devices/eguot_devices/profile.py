@@ -77,6 +77,8 @@ def profile(
     targets = [open_target(name, benchmark_model=benchmark_model) for name in devices]
     if not devices or len(set(devices)) < len(devices):
         raise UsageError("name at least one device, and each once")
+    for target in targets:
+        target.check()
     jobs = _jobs(models, asked)
     raw_facts = _raw_facts(asked.raw)
     pairs_facts = None if asked.pairs is None else _pairs_facts(asked.pairs)
@@ -114,8 +116,6 @@ def _on_device(
         try:
             target.open(partial(_show, bar, "setting up"), end)
             machine = target.machine()
-        except UsageError:
-            raise
         except EguotError as error:
             return DeviceReport(
                 device=target.device,

@@ -78,6 +78,14 @@ def failure_line(failure: Failure) -> str:
     return failure.message if failure.message.startswith(failure.name) else f"{failure.name}: {failure.message}"
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for a report, if absent. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+
+
 def write_report(
     report: Report, folder: Path, *, pictures: Path | None = None, pairs: Path | None = None
 ) -> list[Path]:
@@ -88,10 +96,7 @@ def write_report(
     """
     from .page import to_html
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror or error})") from error
+    make_folder(folder)
     written = []
     texts = {
         "report.json": to_json(report) + "\n",

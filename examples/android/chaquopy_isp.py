@@ -1,8 +1,10 @@
 """An ISP file from Python inside an Android app (Chaquopy), computed by the app's own LiteRT interpreter.
 
 PyPI's wheels of LiteRT and rawpy do not run in an Android app, and need not: counts come from Camera2 (RAW_SENSOR), and
-the interpreter is `org.tensorflow.lite.Interpreter`. Python needs NumPy only; in build.gradle:
-`pip { install "numpy"; options "--no-deps"; install "eguot-sdk" }`. On the Kotlin side, a class that Python is handed:
+the interpreter is `org.tensorflow.lite.Interpreter`. Python needs NumPy only. eguot-sdk is not on PyPI: in a clone of
+its repository, `pip wheel --no-deps .` makes a wheel, which goes beside the build.gradle of the app, where it says
+`pip { install "numpy"; options "--no-deps"; install "eguot_sdk-0.1.0-py3-none-any.whl" }`. On the Kotlin side, a class
+that Python is handed; the interpreter stays the app's, which closes it after the ISP:
 
     class Model(private val interpreter: Interpreter) {
         fun resize(height: Int, width: Int) {
@@ -14,7 +16,6 @@ the interpreter is `org.tensorflow.lite.Interpreter`. Python needs NumPy only; i
             interpreter.run(given, result); result.rewind()
             return ByteArray(outputBytes).also { result.get(it) }
         }
-        fun close() = interpreter.close()
     }
 
 In Python:
@@ -70,8 +71,7 @@ class JavaRuntime(Runtime):
         return self._output
 
     def close(self) -> None:
-        """Free the interpreter."""
-        self._model.close()
+        """Nothing: the app owns the interpreter, and an ISP goes on with it after an error closed this runtime."""
 
 
 def open_isp(file: bytes, model: Any) -> ISP:

@@ -203,9 +203,8 @@ def _numbers(text: str) -> tuple[float, ...]:
 @click.option(
     "-o",
     "--output",
-    type=PATH,
     metavar="FILE|DIR",
-    help="Picture for one input, or a folder, made if absent.  [default: the current folder]",
+    help="Picture for one input, or a folder, made if absent; DIR/ is always one.  [default: the current folder]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="Tiles in parallel.  [default: number of CPU cores]")
 @click.option(
@@ -259,12 +258,12 @@ def _numbers(text: str) -> tuple[float, ...]:
     "--cluster", metavar="ADDRESS", help="Develop on a Dask cluster, such as tcp://HOST:8786, that sees these paths."
 )
 @click.option("--overwrite", is_flag=True, help="Replace pictures that exist.")
-@click.option("--skip-existing", is_flag=True, help="Leave out inputs whose picture exists.")
+@click.option("--skip-existing", is_flag=True, help="Leave out inputs whose picture exists, by its name.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written, skipped and failed as JSON on stdout.")
 def process(
     inputs: tuple[Path, ...],
     model: Path | None,
-    output: Path | None,
+    output: str | None,
     threads: int | None,
     tile: int | Literal["whole"] | None,
     format_: str | None,
@@ -284,12 +283,19 @@ def process(
     """Develop raw files, and those in folders, to pictures.
 
     A file that fails is named on stderr and does not stop the others; the exit code is then 1.
+
+    A picture is named after its raw, IMG.dng becoming IMG.jpg, without the folder that the raw lies in: with
+    --skip-existing and one -o, b/IMG.dng counts as done where a/IMG.dng was developed before.
     """
     from . import develop
 
     if overwrite and skip_existing:
         raise click.UsageError("--overwrite and --skip-existing exclude each other")
-    jobs = develop.plan(inputs, output, format_=format_, bits=int(bits))
+    if output == "-":
+        raise click.UsageError("-o -: pictures are not written to stdout; name a file or a folder")
+    folder = output is not None and output.endswith(("/", os.sep))
+    where = None if output is None else Path(output)
+    jobs = develop.plan(inputs, where, format_=format_, bits=int(bits), to_folder=folder)
     overrides = None
     if any(value is not None for value in (wb, black_level, white_level, cfa)):
         from .raw import Overrides

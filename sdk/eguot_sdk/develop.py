@@ -23,6 +23,7 @@ from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
 from .output import SUFFIXES, remove_leftovers, write_image
 from .progress import Progress, progress_bar
+from .raw import RAW_SUFFIXES
 from .workers import map_cluster
 
 if TYPE_CHECKING:
@@ -30,15 +31,6 @@ if TYPE_CHECKING:
     from .raw import Overrides, RawFrame
     from .shading import LensShading
 
-# Suffixes by which a folder's raws are known; a file named on the command line may have any.
-RAW_SUFFIXES = frozenset(
-    f".{suffix}"
-    for line in (
-        "3fr arw bay cap cr2 cr3 crw cs1 dc2 dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw",
-        "orf pef ptx pxn qtk raf raw rw2 rwl rwz sr2 srf srw x3f",
-    )
-    for suffix in line.split()
-)
 PICTURE_SUFFIX = {"jpg": ".jpg", "png": ".png", "tiff": ".tiff"}
 Existing = Literal["fail", "overwrite", "skip"]
 JOBS_PER_TASK = 8
@@ -53,6 +45,8 @@ class Job:
 
     raw: Path
     picture: Path
+    others: tuple[Path, ...] = ()
+    """Links to the same raw, which are skipped."""
 
 
 @dataclass
@@ -78,32 +72,35 @@ class Result:
             first = f"developed {len(self.written)} pictures" + (f" into {places[0]}" if len(places) == 1 else "")
         parts = [first]
         if self.skipped:
-            parts.append(f"skipped {len(self.skipped)} that exist")
+            parts.append(f"skipped {len(self.skipped)}")
         if self.failed:
             parts.append(f"{len(self.failed)} failed")
         return ", ".join(parts)
 
 
-def plan(inputs: Sequence[Path], output: Path | None, *, format_: str | None, bits: int) -> list[Job]:
+def plan(
+    inputs: Sequence[Path], output: Path | None, *, format_: str | None, bits: int, to_folder: bool = False
+) -> list[Job]:
     """What becomes what. `output`: a picture file for one input, a folder, or None for the current folder.
 
-    Raises UsageError where the arguments contradict each other.
+    `to_folder`: it is a folder, whatever its name. Raises UsageError where the arguments contradict each other.
     """
-    raws = _raws(inputs)
-    one = output is not None and _names_picture(output)
-    if one and output is not None:
+    found = _raws(inputs)
+    raws = [same[0] for same in found]
+    if output is not None and not to_folder and _names_picture(output):
         if len(raws) != 1 or os.path.isdir(inputs[0]):
             raise UsageError(f"-o {output} names one picture, but there are {len(raws)} raws: name a folder")
         kind = SUFFIXES[output.suffix.lower()]
         if format_ not in (None, kind):
             raise UsageError(f"-o {output} and --format {format_} contradict each other")
         _check_bits(kind, bits)
-        jobs = [Job(raws[0], output)]
+        jobs = [Job(raws[0], output, found[0][1:])]
     else:
         kind = format_ or ("jpg" if bits == 8 else "png")
         _check_bits(kind, bits)
         folder = output or Path()
-        jobs = [Job(raw, folder / name) for raw, name in zip(raws, _names(raws, PICTURE_SUFFIX[kind]), strict=True)]
+        names = _names(raws, PICTURE_SUFFIX[kind])
+        jobs = [Job(same[0], folder / name, same[1:]) for same, name in zip(found, names, strict=True)]
     sources = {_key(raw) for raw in raws}
     for job in jobs:
         if _key(job.picture) in sources:
@@ -135,6 +132,7 @@ def run(jobs: Sequence[Job], settings: Settings, *, cluster: str | None = None) 
     remove_leftovers([job.picture for job in jobs])
     todo = []
     for job in jobs:
+        result.skipped += job.others
         if settings.existing == "skip" and os.path.exists(job.picture):
             result.skipped.append(job.raw)
         else:
@@ -310,23 +308,28 @@ def _why(raw: Path, error: Exception) -> str:
     return text
 
 
-def _raws(inputs: Sequence[Path]) -> list[Path]:
-    """Files as named and the raws of folders, each once, in order."""
-    found: dict[str, Path] = {}
+def _raws(inputs: Sequence[Path]) -> list[tuple[Path, ...]]:
+    """Files as named and the raws of folders, each once, in order, with the links to the same raw after it."""
+    found: dict[str, dict[str, Path]] = {}
     for path in inputs:
-        if os.path.isdir(path):
-            try:
-                inside = sorted(p for p in path.iterdir() if p.suffix.lower() in RAW_SUFFIXES and p.is_file())
-            except OSError as error:
-                raise RawError(f"{path}: cannot be listed ({error.strerror or error})") from error
-            if not inside:
-                raise RawError(f"{path}: no raw files in this folder")
-            members = inside
-        else:
-            members = [path]
-        for member in members:
-            found.setdefault(_key(member), member)
-    return list(found.values())
+        for member in _inside(path) if os.path.isdir(path) else [path]:
+            found.setdefault(_key(member), {}).setdefault(os.path.abspath(member), member)
+    return [tuple(same.values()) for same in found.values()]
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The raws of a folder; names that begin with a dot are a system's own, as macOS's ._IMG.dng."""
+    try:
+        inside = sorted(
+            p
+            for p in folder.iterdir()
+            if p.suffix.lower() in RAW_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        )
+    except OSError as error:
+        raise RawError(f"{folder}: cannot be listed ({error.strerror or error})") from error
+    if not inside:
+        raise RawError(f"{folder}: no raw files in this folder")
+    return inside
 
 
 def _names_picture(output: Path) -> bool:

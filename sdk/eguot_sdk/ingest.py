@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .errors import UsageError
 from .raw import Four, RawFrame
-from .spec import ColorInput, IspSpec, TensorSpec
+from .spec import IspSpec, TensorSpec
 
 GAMMA = 2.2
 RED_AT = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}
@@ -366,11 +366,3 @@ def _words_and_codes(
     for table in tables:
         table.setflags(write=False)
     return tables
-
-
-def ingest_frame(frame: RawFrame, *, color_input: ColorInput = "srgb") -> tuple[Float32, tuple[int, int]]:
-    """A whole frame as companded planes float32 [h, w, 4], and the frame's place in them (`Ingest.crop`)."""
-    ingest = Ingest(frame, IspSpec(name="", architecture="", parameters=0, halo=0, color_input=color_input))
-    planes = np.empty((ingest.height, ingest.width, 4), np.float32)
-    ingest.fill(planes, 0, 0)
-    return planes, ingest.crop

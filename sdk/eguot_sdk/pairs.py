@@ -89,7 +89,7 @@ def find_pairs(folder: str | Path) -> tuple[list[Pair], list[str]]:
             f"{folder}: no such folder; expected one with NAME_raw.png, NAME.json and NAME_srgb.png or .jpg"
         )
     pairs, incomplete = [], []
-    for raw_path in sorted(folder.glob("*" + RAW_SUFFIX)):
+    for raw_path in sorted(p for p in folder.glob("*" + RAW_SUFFIX) if not p.name.startswith(".")):
         name = raw_path.name.removesuffix(RAW_SUFFIX)
         json_path = folder / f"{name}.json"
         truths = [folder / (name + suffix) for suffix in TRUTH_SUFFIXES]

@@ -29,6 +29,15 @@ from .paths import kind_of
 from .shading import GainMaps, ShadingError, read_gain_maps
 from .tiff import Tiff, read_tiff
 
+# Suffixes by which a folder's raws are known; a file that is named may have any.
+RAW_SUFFIXES = frozenset(
+    f".{suffix}"
+    for line in (
+        "3fr ari arw bay cap cr2 cr3 crw cs1 dc2 dcr dcs dng drf eip erf fff gpr iiq k25 kdc mdc mef mos mrw nef nrw",
+        "orf pef ptx pxn qtk raf raw rw2 rwl rwz sr2 srf srw x3f",
+    )
+    for suffix in line.split()
+)
 CFA_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 MIN_SIDE = 4
 MAX_PIXELS = 400_000_000

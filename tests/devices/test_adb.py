@@ -223,6 +223,29 @@ def test_a_phone_pulled_off_in_the_middle_is_told(
             target.measure(job(shipped / "tiny.w8a8.tflite", tmp_path), pull)
 
 
+def test_a_phone_that_does_not_trust_this_computer_is_shown_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What Android's adb 34 prints."""
+    (tmp_path / "adb").write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = devices ]; then\n'
+        "printf 'List of devices attached\\nR5CT\\tunauthorized\\n\\n'\n"
+        "else\n"
+        "echo 'error: device unauthorized.' >&2\n"
+        'echo "This adb server\'s \\$ADB_VENDOR_KEYS is not set" >&2\n'
+        "echo \"Try 'adb kill-server' if that seems wrong.\" >&2\n"
+        "echo 'Otherwise check for a confirmation dialog on your device.' >&2\n"
+        "exit 1\n"
+        "fi\n"
+    )
+    (tmp_path / "adb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert list_phones() == ["adb:R5CT"]
+    shown = as_text(look([]))
+    assert "adb:R5CT\n  not reachable: adb:R5CT: unauthorized: unlock the phone and allow USB debugging" in shown
+
+
 def test_without_adb_no_phone_is_seen_and_a_named_one_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert list_phones() == []

@@ -48,6 +48,39 @@ def test_a_model_that_fails_is_told_and_the_exit_code_is_1(runner: CliRunner, tm
     assert json.loads((out / "report.json").read_text()) == json.loads(result.stdout)
 
 
+def test_out_onto_a_file_is_told_before_anything_is_measured(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: pytest.fail("measured"))
+    (tmp_path / "file").touch()
+    result = runner.invoke(main, ["profile", "default", "--device", "local", "--out", str(tmp_path / "file")])
+    assert result.exit_code == 1
+    assert "file: cannot be made (File exists)" in result.stderr
+
+
+def test_a_report_that_cannot_be_written_is_shown_all_the_same(
+    runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "report.json").mkdir()
+    monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: report)
+    arguments = ["profile", "default", "--device", "local", "--json", "--budget-ms", "5", "--out", str(tmp_path)]
+    result = runner.invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "report.json: cannot be written" in result.stderr
+    assert "nothing fits into 5 ms" in result.stderr
+    assert from_dict(Report, json.loads(result.stdout)) == report
+
+
+@pytest.mark.parametrize("tool", [[], ["--benchmark-model", "none"], ["--benchmark-model", "x" * 300]])
+def test_a_phone_without_its_tool_is_told_before_anything_is_measured(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tool: list[str]
+) -> None:
+    monkeypatch.setattr(profiling, "_on_device", lambda *arguments: pytest.fail("measured"))
+    result = runner.invoke(main, ["profile", "default", "--device", "local", "--device", "adb", *tool])
+    assert result.exit_code == 2, result.output
+    assert "benchmark_model" in result.stderr or "File name too long" in result.stderr
+
+
 def test_a_table_goes_to_stdout_and_nothing_else(
     runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pairs: Path
 ) -> None:

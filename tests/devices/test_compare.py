@@ -3,13 +3,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from samples import with_models
 
 from eguot_devices import cli
-from eguot_devices.compare import budget_lines, compare, comparison_lines, missing_times, too_slow
+from eguot_devices.compare import budget_lines, compare, comparison_lines, differences, missing_times, too_slow
 from eguot_devices.report import write_report
 from eguot_devices.schema import Accuracy, Latency, ModelProfile, Report
 from eguot_sdk.cli import main
@@ -61,8 +62,60 @@ def test_tiles_of_different_sizes_are_not_compared(report: Report) -> None:
     assert missing_times(report, larger) == [f"{model.name} on local: the tiles that were timed differ in size"]
     assert model.frame is not None
     frame = dataclasses.replace(model.frame, latency=model.tile.latency)
-    timed = [with_models(r, dataclasses.replace(r.devices[0].models[0], frame=frame)) for r in (report, larger)]
-    assert missing_times(*timed) == []
+    both = [with_models(r, dataclasses.replace(r.devices[0].models[0], frame=frame)) for r in (report, larger)]
+    assert missing_times(*both) == []
+
+
+def timed(report: Report, ms: float, **frame: Any) -> Report:
+    """The report with a time of a frame, and other facts of it."""
+    model = within(report, report.devices[0].models[0].name, ms, 24.5)
+    assert model.frame is not None
+    latency = dataclasses.replace(model.frame.latency, p50_low_ms=ms - 1, p50_high_ms=ms + 1)
+    return with_models(
+        report, dataclasses.replace(model, frame=dataclasses.replace(model.frame, latency=latency, **frame))
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"threads": 4}, {"threads": 1}, "4 threads, a file read; 1 threads, a file read"),
+        ({"reads_file": False}, {"reads_file": True}, "2 threads, no file read; 2 threads, a file read"),
+    ],
+)
+def test_frames_that_were_timed_otherwise_are_not_compared(
+    report: Report, before: dict[str, Any], after: dict[str, Any], words: str
+) -> None:
+    old, new = timed(report, 200.0, **before), timed(report, 700.0, **after)
+    assert "frame" not in verdicts(old, new)
+    assert missing_times(old, new) == [f"look.w8a8.tflite on local: frames were timed otherwise ({words})"]
+    same = timed(report, 700.0, **before)
+    assert verdicts(old, same)["frame"] == "slower"
+    assert missing_times(old, same) == []
+
+
+def test_other_machines_and_runtimes_are_named(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(main.commands, "compare", cli.compare)  # type: ignore[attr-defined]
+    device = report.devices[0]
+    machine = dataclasses.replace(device.machine, cpu="Cortex-A53", cores=4)
+    models = [dataclasses.replace(m, name=n, runtime="ai-edge-litert 9.9") for n in "ab" for m in device.models]
+    old = with_models(report, *(dataclasses.replace(m, runtime="ai-edge-litert 2.3.0") for m in models))
+    new = dataclasses.replace(
+        report, devices=(dataclasses.replace(device, machine=machine, models=(*models, *device.models)),)
+    )
+    expected = [
+        "local: another processor, Some CPU then Cortex-A53",
+        "local: another number of cores, 2 then 4",
+        "local: another runtime, ai-edge-litert 2.3.0 then ai-edge-litert 9.9",
+    ]
+    assert differences(old, new) == expected
+    assert differences(report, report) == []
+    for name, one in (("a", old), ("b", new)):
+        write_report(one, tmp_path / name)
+    said = CliRunner().invoke(main, ["compare", *(str(tmp_path / n / "report.json") for n in "ab"), "--json"])
+    assert said.exit_code == 0
+    assert [line for line in said.stderr.splitlines() if line.startswith("note: ")] == [f"note: {e}" for e in expected]
+    json.loads(said.stdout)
 
 
 @pytest.mark.parametrize(

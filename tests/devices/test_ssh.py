@@ -42,7 +42,7 @@ def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
 
 def test_a_worker_that_cannot_be_started_is_told_at_once() -> None:
     """The agent at the end of a pipe instead of ssh."""
-    link = _Link("ssh://b", [sys.executable, "-u", "-c", BOOT], None)
+    link = _Link("ssh://b", [sys.executable, "-u", "-c", BOOT], "", None)
     try:
         link.hello("python3")
         link.call({"op": "folder"})
@@ -149,7 +149,8 @@ def test_what_a_board_is_can_be_asked(here: SshBoard) -> None:
     [
         ("ssh://locked", "none of your keys is accepted there .*Permission denied"),
         ("ssh://changed", "host key is unknown or has changed"),
-        ("ssh://board:1", "cannot be reached .*Connection refused"),
+        ("ssh://board:1", "cannot be reached .*Connection refused.*`ssh -o BatchMode=yes -p 1 -- board true` works"),
+        ("ssh://me@board:1/bin/false", "`ssh -o BatchMode=yes -p 1 -- me@board true` works"),
         ("ssh://no-such-host.invalid", "cannot be reached .*not resolve"),
         ("ssh://board/no/such/python3", "there is no /no/such/python3 on the board: install Python 3.11"),
         ("ssh://board/bin/false", "/bin/false ended with code 1"),

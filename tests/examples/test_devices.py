@@ -138,7 +138,6 @@ def test_the_java_runtime_gives_what_litert_gives(shipped: Path) -> None:
 
         def __init__(self) -> None:
             self.inner: Any = interpreter_module.Interpreter(model_path=str(model))
-            self.closed = False
 
         def resize(self, height: int, width: int) -> None:
             self.inner.resize_tensor_input(self.inner.get_input_details()[0]["index"], [1, height, width, 4])
@@ -152,15 +151,21 @@ def test_the_java_runtime_gives_what_litert_gives(shipped: Path) -> None:
             assert len(result) == size
             return result
 
-        def close(self) -> None:
-            self.closed = True
-
     java = Model()
     mosaic = np.random.default_rng(0).integers(64, 1023, (90, 130)).astype(np.uint16)
     frame = RawFrame.from_array(mosaic, cfa="GBRG", black=64, white=1023, white_balance=(2, 1, 1.5))
     with load("android/chaquopy_isp").open_isp(model.read_bytes(), java) as isp, ISP.load(model) as plain:
-        np.testing.assert_array_equal(isp.process(frame), plain.process(frame))
-    assert java.closed
+        expected = plain.process(frame)
+        np.testing.assert_array_equal(isp.process(frame), expected)
+
+        def cancel(done: int, tiles: int) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            isp.process(frame, progress=cancel)
+        np.testing.assert_array_equal(isp.process(frame), expected)
+    with load("android/chaquopy_isp").open_isp(model.read_bytes(), java) as isp:  # the app's interpreter lives on
+        np.testing.assert_array_equal(isp.process(frame), expected)
 
 
 def test_picamera2_frames_are_developed() -> None:

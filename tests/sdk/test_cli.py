@@ -439,6 +439,44 @@ def test_a_bad_isp_file_is_one_line(photos: Path, tmp_path: Path) -> None:
 # plan: names of pictures
 
 
+def test_what_a_system_keeps_beside_raws_is_no_raw(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    (photos / "broken.dng").rename(photos / "._a.dng")  # as macOS names what it leaves on other disks
+    result = run("process", photos, "-o", tmp_path / "out")
+    assert (result.exit_code, result.stderr) == (0, f"developed 3 pictures into {tmp_path / 'out'}\n")
+    assert run("process", photos / "._a.dng", "-o", tmp_path / "out").exit_code == 1  # one that is named is read
+
+
+def test_links_to_one_raw_are_developed_once_and_told(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    links = [photos.parent / f"{name}.dng" for name in ("x", "y")]
+    for link in links:
+        link.symlink_to(photos / "a.dng")
+    out = tmp_path / "out"
+    result = run("process", photos / "a.dng", *links, photos / "a.dng", "-o", out, "--json")
+    assert result.exit_code == 0
+    said = json.loads(result.stdout)
+    assert said == {
+        "written": [str(out / "a.jpg")],
+        "skipped": [str(link) for link in links],
+        "failed": [],
+        "errors": {},
+    }
+
+
+def test_a_folder_may_have_the_name_of_a_picture(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    assert run("process", photos / "a.dng", "-o", f"{tmp_path / 'dir.jpg'}/").exit_code == 0
+    assert [p.name for p in (tmp_path / "dir.jpg").iterdir()] == ["a.jpg"]
+    assert run("process", photos / "a.dng", "-o", tmp_path / "one.jpg").exit_code == 0
+    assert (tmp_path / "one.jpg").is_file()
+
+
+def test_a_dash_is_no_name_for_pictures(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos.parent)
+    result = run("process", photos / "a.dng", "-o", "-")
+    assert result.exit_code == 2
+    assert "not written to stdout" in result.stderr
+    assert [p.name for p in photos.parent.iterdir()] == ["photos"]
+
+
 def plan(raws: list[str], output: str | None = "out", format_: str | None = None) -> list[str]:
     jobs = develop.plan([Path(r) for r in raws], Path(output) if output else None, format_=format_, bits=8)
     return [job.picture.as_posix() for job in jobs]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from eguot_sdk import ISP, EguotError, IspSpec, RawFrame
 from eguot_sdk.errors import IspFileError, RawError, UsageError
-from eguot_sdk.ingest import ingest_frame
+from eguot_sdk.ingest import Ingest
 from eguot_sdk.output import to_square_pixels, upright
 from eguot_sdk.runtimes.fake import FakeRuntime, fake_spec
 from eguot_sdk.spec import TensorSpec
@@ -76,7 +76,9 @@ def padded_by_hand(frame: RawFrame, spec: IspSpec) -> tuple[NDArray[np.float32],
     same = RawFrame.from_array(
         wide, cfa="RGGB", black=frame.black, white=frame.white, white_balance=frame.white_balance, matrix=frame.matrix
     )
-    planes, _ = ingest_frame(same, color_input=spec.color_input)
+    ingest = Ingest(same, spec)
+    planes = np.empty((ingest.height, ingest.width, 4), np.float32)
+    ingest.fill(planes, 0, 0)
     return planes, (margin + row, margin + col)
 
 

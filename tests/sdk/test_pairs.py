@@ -88,6 +88,7 @@ def test_pairs_are_listed_by_name_with_png_or_jpg(tmp_path: Path, frame: RawFram
     (tmp_path / "b_srgb.png").unlink()
     Image.fromarray(truth).save(tmp_path / "b_srgb.jpg", quality=95)
     (tmp_path / "notes.txt").write_text("not a pair")
+    (tmp_path / "._a_raw.png").touch()  # as macOS leaves beside every file on other disks
     pairs = list_pairs(tmp_path)
     assert [p.name for p in pairs] == ["a", "b", "c"]
     assert pairs[1].truth().shape == (32, 48, 3)

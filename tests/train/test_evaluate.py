@@ -15,11 +15,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from eguot_sdk.errors import CheckpointError, UsageError
-from eguot_sdk.ingest import ingest_frame
+from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import DEFAULT_ISP, ISP
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.cli_data import evaluate as command
+from eguot_train.data.crops import float_spec
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 from eguot_train.evaluate import csv_path, evaluate_model
@@ -65,7 +66,9 @@ def test_a_run_is_scored_by_its_ema_weights_on_whole_frames(run: Path, pairs: Pa
     net = ISPS["qisp-s"]()
     net.load_state_dict(part("ema", read_checkpoint(run / "checkpoints" / "000010.safetensors")[0]))
     for pair in list_pairs(pairs)[:2]:
-        planes, _ = ingest_frame(pair.frame())
+        ingest = Ingest(pair.frame(), float_spec("srgb"))
+        planes = np.empty((ingest.height, ingest.width, 4), np.float32)
+        ingest.fill(planes, 0, 0)
         halo = net.halo
         padded = np.pad(unpacked(planes), 2 * halo, mode="reflect")
         planes = np.stack([padded[y::2, x::2] for y in (0, 1) for x in (0, 1)])

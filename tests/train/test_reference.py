@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from eguot_sdk.errors import UsageError
-from eguot_sdk.ingest import ingest_frame
+from eguot_sdk.ingest import Ingest
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput
 from eguot_train.alignment import (
@@ -23,6 +23,7 @@ from eguot_train.alignment import (
     unbalanced_marginals,
 )
 from eguot_train.cost import LUMA
+from eguot_train.data.crops import float_spec
 from eguot_train.data.scenes import make_scene
 from eguot_train.reference import KNOTS, Alignment, Reference
 
@@ -237,7 +238,10 @@ def render(mosaic: np.ndarray, cfa: str, gains: tuple[float, float, float], colo
     frame = RawFrame.from_array(
         mosaic, cfa=cfa, black=(64.0,) * 4, white=(16383.0,) * 4, white_balance=gains, matrix=matrix
     )
-    planes, (y, x) = ingest_frame(frame, color_input=color_input)
+    ingest = Ingest(frame, float_spec(color_input))
+    planes = np.empty((ingest.height, ingest.width, 4), np.float32)
+    ingest.fill(planes, 0, 0)
+    y, x = ingest.crop
     rgb = Reference()(torch.from_numpy(planes).permute(2, 0, 1)[None])[0]
     return rgb[:, y : y + frame.height, x : x + frame.width]
 

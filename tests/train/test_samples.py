@@ -61,11 +61,16 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"no photo")
     (folder / "notes.txt").write_text("no photo either")
     (folder / "folder.png").mkdir()
+    (folder / "._a.PNG").write_bytes(b"a system's own")  # as macOS leaves beside every file on other disks
+    (folder / ".thumbnails").mkdir()
+    (folder / ".thumbnails" / "a.png").write_bytes((folder / "b.png").read_bytes())
     photos, skipped = read_held(list_samples(folder, "srgb")[0], photo_of)
     assert [chr(p[0, 0, 0]) for p in photos] == ["a", "b", "c"]
     assert len(skipped) == 1
     assert skipped[0].startswith("broken.jpg is not a readable photo")
     assert [p.name for p in find_files(folder, PHOTO_SUFFIXES)] == ["a.PNG", "b.png", "broken.jpg", "c.png"]
+    hidden = folder.rename(tmp_path / ".photos")  # a folder that is named may have any name
+    assert len(find_files(hidden, PHOTO_SUFFIXES)) == 4
 
     raws = tmp_path / "raws"
     raws.mkdir()

@@ -22,6 +22,7 @@ import numpy as np
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import describe, read_spec
+from eguot_sdk.paths import kind_of
 
 from ..measure import GOLDEN_OUTPUT, TILE_RUNS, TILE_SECONDS, Job, OnProgress
 from ..schema import Latency, Machine, ModelProfile, Operators, OpTime, TileProfile
@@ -48,12 +49,16 @@ class AdbTarget(Target):
         self._tool = benchmark_model
         self._folder = ""
 
-    def open(self, on_progress: OnProgress, end: float | None = None) -> None:
-        if self._tool is None or not self._tool.is_file():
+    def check(self) -> None:
+        if self._tool is None or kind_of(self._tool, UsageError) != "file":
             raise UsageError(
                 f"{self.device}: adb devices need LiteRT's benchmark_model for their processor: give its path with "
                 "--benchmark-model"
             )
+
+    def open(self, on_progress: OnProgress, end: float | None = None) -> None:
+        self.check()
+        assert self._tool is not None
         on_progress("connecting")
         folder = f"{FOLDER}/eguot-{uuid.uuid4().hex[:12]}"
         self._shell("mkdir", folder)
@@ -256,13 +261,13 @@ def _quiet(shell: ShellCall, *argv: str) -> str:
 
 
 def list_phones() -> list[str]:
-    """`adb:SERIAL` of the phones that answer; none where there is no adb."""
+    """`adb:SERIAL` of the phones that adb sees, in whatever state; none where there is no adb."""
     try:
         text = adb("devices", device="adb", timeout_s=20)
     except EguotError:
         return []
-    found = [line.split("\t") for line in text.splitlines()[1:] if "\t" in line]
-    return [f"adb:{serial}" for serial, state in found if state.strip() == "device"]
+    lines = (line.partition("\t") for line in text.splitlines()[1:])
+    return [f"adb:{serial}" for serial, tab, _ in lines if tab]
 
 
 def adb(*argv: str, device: str, timeout_s: float) -> str:
@@ -277,5 +282,7 @@ def adb(*argv: str, device: str, timeout_s: float) -> str:
         ) from None
     if done.returncode:
         said = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
+        if any("device unauthorized" in line for line in said):
+            raise EguotError(f"{device}: unauthorized: unlock the phone and allow USB debugging for this computer")
         raise EguotError(f"{device}: adb failed ({said[-1][:200] if said else f'code {done.returncode}'})")
     return done.stdout + done.stderr

@@ -73,7 +73,8 @@ class SshTarget(Target):
         port = ["-p", self._port] if self._port else []
         # The board's shell reads this one constant line; all names and files follow as data.
         remote = f"{shlex.quote(self._python)} -u -c {shlex.quote(BOOT)}"
-        self._link = _Link(self.device, ["ssh", "-T", *settings, *port, "--", self._host, remote], end)
+        by_hand = shlex.join(["ssh", "-o", "BatchMode=yes", *port, "--", self._host, "true"])
+        self._link = _Link(self.device, ["ssh", "-T", *settings, *port, "--", self._host, remote], by_hand, end)
         try:
             on_progress("connecting")
             facts = self._link.hello(self._python)
@@ -165,10 +166,10 @@ class SshTarget(Target):
 
 
 class _Link:
-    """An ssh process with an agent at its other end."""
+    """An ssh process with an agent at its other end. `by_hand`: a command that shows whether the board is reached."""
 
-    def __init__(self, device: str, command: list[str], end: float | None) -> None:
-        self._device, self._end = device, end
+    def __init__(self, device: str, command: list[str], by_hand: str, end: float | None) -> None:
+        self._device, self._by_hand, self._end = device, by_hand, end
         self._messages = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the link
         try:
             self._ssh = subprocess.Popen(
@@ -337,7 +338,7 @@ class _Link:
         last = lines[-1][:200] if lines else "it said nothing"
         if python is None:
             return f"{self._device}: the connection was lost ({last})"
-        by_hand = f"check that `ssh -o BatchMode=yes {self._device.removeprefix('ssh://').split('/')[0]} true` works"
+        by_hand = f"check that `{self._by_hand}` works"
         if code == 127 or "not found" in last or "No such file" in last:
             return f"{self._device}: there is no {python} on the board: install Python 3.11 or newer ({last})"
         if "Permission denied" in text:

@@ -24,13 +24,6 @@ from eguot_sdk.spec import ColorInput, IspSpec
 Planes = NDArray[np.float32]
 Picture = NDArray[np.uint8]
 
-RAW_SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        *("3fr", "ari", "arw", "bay", "cr2", "cr3", "crw", "dcr", "dng", "erf", "fff", "iiq", "k25", "kdc", "mef"),
-        *("mos", "mrw", "nef", "nrw", "orf", "pef", "qtk", "raf", "raw", "rw2", "rwl", "sr2", "srf", "srw", "x3f"),
-    )
-)
 PHOTO_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".webp"))
 MAX_PHOTO_PIXELS = 178_000_000
 """Pillow refuses little more by itself."""
@@ -39,10 +32,19 @@ MIN_PHOTO_SIDE = 8
 
 
 def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Files below a folder with one of the suffixes, sorted by their path inside it."""
+    """Files below a folder with one of the suffixes, sorted by their path inside it.
+
+    Names that begin with a dot are a system's own (macOS's ._IMG.dng, thumbnails) and left out.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    return sorted(
+        p
+        for p in folder.rglob("*")
+        if p.suffix.lower() in suffixes
+        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
+        and p.is_file()
+    )
 
 
 def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..crops import PHOTO_SUFFIXES, RAW_SUFFIXES, find_files
+from eguot_sdk.raw import RAW_SUFFIXES
+
+from ..crops import PHOTO_SUFFIXES, find_files
 from .base import ALL, PARTS, Item, matched
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from eguot_sdk.pairs import RAW_SUFFIX, find_pairs
+from eguot_sdk.raw import RAW_SUFFIXES
 
-from ..crops import PHOTO_SUFFIXES, RAW_SUFFIXES, find_files
+from ..crops import PHOTO_SUFFIXES, find_files
 from .base import ALL, PARTS, FlatItem, Item, distinct_names, natural
 
 
