@@ -146,14 +146,21 @@ def procedural_pairs() -> tuple[list[RawFrame], list[Picture]]:
 def _draw(
     frames: list[RawFrame], truths: list[Picture] | None, config: TrainConfig, source: dict[str, Any], seed: int
 ) -> Calibration:
-    largest = max(min(f.height, f.width) for f in frames) // 2 - 1
-    crop = min(CROP, largest // MULTIPLE * MULTIPLE)
-    if crop < MULTIPLE:
-        raise UsageError("calibration: every raw is smaller than 34 px on a side; give larger ones")
+    crop = crop_side(frames)
     crops = RawCrops(frames, config.color_input, crop, truths)
     planes, _ = _sample(crops, CALIBRATION_CROPS, np.random.default_rng([seed, 1]))
     golden, pictures = _sample(crops, GOLDEN_CROPS, np.random.default_rng([seed, 2]))
     return Calibration(planes, torch.cat([golden, grey_ramp(crop)]), pictures, source)
+
+
+def crop_side(frames: Sequence[RawFrame], photos: Sequence[Picture] = ()) -> int:
+    """The largest side of crops, at most CROP, that some of the raws, and of the photos, give. Raises UsageError."""
+    largest = max(min(f.height, f.width) for f in frames) // 2 - 1
+    if photos:
+        largest = min(largest, max(min(p.shape[:2]) for p in photos) // 2)
+    if largest < MULTIPLE:
+        raise UsageError("every raw, or every photo, is smaller than 34 px on a side; give larger ones")
+    return min(CROP, largest // MULTIPLE * MULTIPLE)
 
 
 def grey_ramp(side: int) -> Tensor:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from eguot_sdk.errors import GateError
+from eguot_train import MAX_SEED
 
 if TYPE_CHECKING:
     from .convert import Converted, Via
@@ -78,7 +79,7 @@ def _folders(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--pairs", type=click.Path(path_type=Path), help=PAIRS_HELP)
 @click.option("--raw", type=click.Path(path_type=Path), help="Raws, in the place of pairs.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of the crops.")
 def quantize(run: Path, pairs: Path | None, raw: Path | None, out: Path, seed: int) -> None:
     """Quantise RUN (or `default`) to int8 without training, in seconds."""
     from eguot_train.checkpoint import named_run
@@ -96,7 +97,7 @@ def quantize(run: Path, pairs: Path | None, raw: Path | None, out: Path, seed: i
 @click.option("--teacher", type=click.Path(path_type=Path), help="Run that renders the targets; default: RUN itself.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 1500]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the crops.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of the crops.")
 def qat(
     run: Path,
     pairs: Path | None,
@@ -125,7 +126,9 @@ def qat(
 @_folders
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 3000]")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of weights and crops.")
+@click.option(
+    "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of weights and crops."
+)
 def distill(
     run: Path,
     isp: str,

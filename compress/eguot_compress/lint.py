@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import describe
-from eguot_train.checkpoint import build_isp, load_run
+from eguot_train.checkpoint import build_isp, load_run, named_run
 from eguot_train.isps import ISPS
 from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
@@ -72,7 +72,7 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
     for target in targets:
         if target not in TARGETS:
             raise UsageError(f"unknown target {target!r}: use some of {', '.join(TARGETS)}")
-    path = Path(subject)
+    path = named_run(Path(subject))
     if path.suffix == ".tflite":
         found = list(lint_tflite(path))
     elif path.is_file():

@@ -35,10 +35,9 @@ from eguot_train.data.window import Role
 from eguot_train.fits import alignment_from_state
 from eguot_train.reference import Alignment
 
-from .calibration import own_data, procedural_pairs, tell
+from .calibration import crop_side, own_data, procedural_pairs, tell
 
 T = TypeVar("T")
-CROP = 64
 PREFETCH = 2
 
 
@@ -69,19 +68,22 @@ class Material:
         pairs, raw, srgb = _resolve(loaded, folders)
         if pairs is not None:
             both = self._read(pairs, "pairs", read_pair, "usable pairs")
-            self._crops = RawCrops([frame for frame, _ in both], color_input, CROP, [truth for _, truth in both])
+            frames = [frame for frame, _ in both]
+            self._crops = RawCrops(frames, color_input, crop_side(frames), [truth for _, truth in both])
         elif raw is not None:
             frames = self._read(raw, "raw", frame_of, "usable raw files")
-            self._crops = RawCrops(frames, color_input, CROP)
-            if srgb is not None:
-                self._photos = PhotoCrops(self._read(srgb, "srgb", photo_of, "readable photos"), CROP)
+            photos = [] if srgb is None else self._read(srgb, "srgb", photo_of, "readable photos")
+            crop = crop_side(frames, photos)
+            self._crops = RawCrops(frames, color_input, crop)
+            if photos:
+                self._photos = PhotoCrops(photos, crop)
                 self._pseudo = PseudoRaws(frames, _alignment(loaded), color_input)
         else:
             print(
                 "no folder given, and none of the run's own is there: learning from procedural scenes", file=sys.stderr
             )
             frames, _ = procedural_pairs()
-            self._crops = RawCrops(frames, color_input, CROP)
+            self._crops = RawCrops(frames, color_input, crop_side(frames))
 
     def _read(self, where: str | Path, role: Role, read: Callable[[Listed], T], kind: str) -> list[T]:
         """What fits in memory of a place, noting its hash and telling what cannot be read. Raises UsageError."""

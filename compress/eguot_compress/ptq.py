@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,11 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     refuse_existing(out)
     loaded = load_run(run)
     calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed).suited_to(loaded.net)
+    source = calibration.source
+    print(f"calibration: {source['kind']} ({source['files']})", file=sys.stderr, flush=True)
     net = integer_form(float_form(loaded.net))
     quantised = post_train(net, calibration.tiles, bits=8)
-    made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": calibration.source}
+    made_by = {"command": "quantize", "seed": seed, "from_step": loaded.step, "calibration": source}
     with building(out) as folder:
         config = dataclasses.replace(loaded.config, steps=loaded.step)
         save_derived(folder, config, loaded.net, loaded, made_by, quantised)

@@ -32,6 +32,7 @@ from .likeness import SPECTRUM, PictureSet, PictureSummary, summarise
 from .metrics import delta_e_2000, ms_ssim, psnr, psnr_affine, ssim
 from .output import written_beside
 from .pairs import PairLike
+from .paths import encoded
 from .progress import progress_bar
 from .raw import RawFrame
 from .registration import register
@@ -120,7 +121,7 @@ class Evaluation:
         except OSError as error:
             raise OutputError(f"{path.parent}: cannot be made ({error.strerror or error})") from error
         with written_beside(path) as file:
-            file.write(text.getvalue().encode())
+            file.write(encoded(text.getvalue()))
         return path
 
 

@@ -9,6 +9,11 @@ from typing import Literal
 from .errors import EguotError
 
 
+def encoded(text: str) -> bytes:
+    """UTF-8 of a text that may hold names of files; names that are not UTF-8 become the bytes they are on disk."""
+    return text.encode("utf-8", "surrogateescape")
+
+
 def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | None:
     """What lies at a path, links followed; None: neither. Raises `error` where the system does not say.
 

@@ -435,7 +435,7 @@ def scaled_balance(gains: Sequence[float] | None) -> Three | None:
         return None
     try:
         values = [float(g) for g in gains]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RawError(f"the white balance must be three or four numbers R, G, B[, G2], not {gains!r:.80}") from error
     if len(values) not in (3, 4):
         raise RawError(f"the white balance must be three or four numbers R, G, B[, G2], not {len(values)}")
@@ -468,7 +468,7 @@ def _as_mosaic(mosaic: NDArray[Any]) -> NDArray[np.uint16]:
 def _as_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
     try:
         copy = np.array(matrix, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RawError(f"the camera matrix must be 3 x 3 numbers, not {matrix!r:.80}") from error
     copy.setflags(write=False)
     return copy
@@ -477,7 +477,7 @@ def _as_matrix(matrix: ArrayLike) -> NDArray[np.float64]:
 def _four(name: str, level: float | Sequence[float]) -> Four:
     try:
         values = np.array(level, dtype=np.float64).reshape(-1)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise RawError(f"the {name} level must be one number or four (R, Gr, Gb, B), not {level!r:.80}") from error
     if values.size not in (1, 4):
         raise RawError(f"the {name} level must be one number or four (R, Gr, Gb, B), not {values.size}")

@@ -36,6 +36,7 @@ def map_processes(
     `initializer(*arguments)` runs once in each. An error of the function is raised here, and the rest is dropped.
     """
     from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
     count = workers or core_count()
@@ -49,6 +50,10 @@ def map_processes(
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
+        except BrokenProcessPool as error:
+            raise EguotError(
+                "a worker process was killed, often for want of memory: free some, or give fewer cores (taskset)"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

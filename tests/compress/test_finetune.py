@@ -13,17 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from eguot_compress import qat as qat_module
+from eguot_compress.calibration import CROP, crop_side
 from eguot_compress.convert import convert
 from eguot_compress.distill import distill
 from eguot_compress.finetune import _colour_committee, _loss, _with_expert, confidence, transpose_planes
-from eguot_compress.material import CROP, Folders, Material
+from eguot_compress.material import Folders, Material
 from eguot_compress.qat import qat
 from eguot_compress.quant_run import load_quantised, load_scales
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.ingest import pack
 from eguot_sdk.isp import ISP
+from eguot_sdk.pairs import write_pair
 from eguot_train.checkpoint import load_run
-from eguot_train.data.synth import dng_bytes
+from eguot_train.data.scenes import make_scene
+from eguot_train.data.synth import SynthCamera, dng_bytes
 
 
 def test_transposed_planes_are_planes_of_the_transposed_mosaic() -> None:
@@ -64,6 +67,22 @@ def test_material_is_a_function_of_seed_and_step(run: Path, pairs: Path) -> None
     assert not torch.equal(planes, two.at(5)[0])
     assert not torch.equal(planes, one.at(6)[0])
     assert [s for s, _, _ in one.stream(4)] == [0, 1, 2, 3]
+
+
+def test_crops_are_as_small_as_pictures_ask(run: Path, tmp_path: Path) -> None:
+    """There is no option for it, so what is smaller than the usual crop must do."""
+    camera = SynthCamera.from_seed(1)
+    for i in range(2):
+        scene = make_scene(i, 72, 90)
+        write_pair(tmp_path / "pairs", f"s{i}", camera.shoot(scene, f"s{i}"), scene)
+    material = Material(load_run(run), Folders(pairs=tmp_path / "pairs"), seed=0, batch=2)
+    planes, truth = material.at(0)
+    assert planes.shape == (2, 4, 32, 32)
+    assert truth is not None
+    assert truth.shape == (2, 3, 64, 64)
+    assert crop_side([camera.shoot(make_scene(0, 200, 200), "x")], [np.zeros((40, 90, 3), np.uint8)]) == 16
+    with pytest.raises(UsageError, match="smaller than 34 px"):
+        crop_side([camera.shoot(make_scene(0, 32, 90), "x")])
 
 
 def test_folders_that_contradict_each_other(tmp_path: Path) -> None:

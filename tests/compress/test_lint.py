@@ -117,6 +117,7 @@ def test_margin_measured_equals_margin_declared(name: str) -> None:
 
 def test_a_run_and_a_file(run: Path, tiny: IspNet, tmp_path: Path) -> None:
     assert lint(str(run)) == []
+    assert lint("default") == []
     path = tmp_path / "tiny.tflite"
     path.write_bytes(to_tflite(tiny, "fp32", side=16))
     assert list(lint_tflite(path)) == []

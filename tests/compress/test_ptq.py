@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
+from eguot_compress.cli import distill, qat
+from eguot_compress.cli import quantize as command
 from eguot_compress.convert import convert
 from eguot_compress.fake_quant import QuantIsp, calibrate, quantise_body
+from eguot_compress.material import Folders
 from eguot_compress.ptq import half_weights, post_train, quantize, round_rows
 from eguot_compress.quant_run import FILE, load_scales
 from eguot_sdk.errors import CheckpointError, UsageError
@@ -138,6 +142,21 @@ def test_a_quantised_run_converts_to_exactly_its_scales(run: Path, tmp_path: Pat
         if len(scales) == 1:
             stored.add((float(scales[0]), int(tensor["quantization"][1])))
     assert stored == set(state.activations.values())
+
+
+def test_what_it_learns_from_is_said(
+    run: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantize(run, tmp_path / "one", folders=Folders(pairs=pairs))
+    assert "calibration: pairs (3)" in capsys.readouterr().err
+    quantize(run, tmp_path / "two")
+    assert "calibration: procedural scenes (16)" in capsys.readouterr().err
+    for seed in ("-1", str(2**63)):
+        arguments = [str(run), "--out", str(tmp_path / "three"), "--seed", seed]
+        for made in (command, qat, distill):
+            assert (
+                CliRunner().invoke(made, [*arguments, *(["--isp", "qisp-s"] if made is distill else [])]).exit_code == 2
+            )
 
 
 def test_an_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> None:

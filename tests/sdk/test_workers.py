@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,14 @@ def test_process_on_a_cluster_writes_what_it_writes_here(shipped: Path, tmp_path
             list(workers.map_cluster(square, [1], address))
     for name in ("a.png", "b.png"):
         assert np.array_equal(np.asarray(Image.open(here / name)), np.asarray(Image.open(there / name)))
+
+
+def killed(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_process_is_told_in_one_line() -> None:
+    with pytest.raises(EguotError, match="a worker process was killed, often for want of memory"):
+        list(workers.map_processes(killed, [1, 2, 3, 4], workers=2))

@@ -39,7 +39,7 @@ def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: 
     config = TrainConfig.from_json((out / "config.json").read_text())
     assert (config.mode, config.steps, config.seed, config.crop) == ("mixed", 2, 5, 32)
     assert (config.psi_target, config.weighted_alignment) == ("chi2", False)
-    assert (config.raw, config.val) == (folders["raw"], folders["pairs"])
+    assert (config.raw, config.val) == (folders["raw"], folders["pairs"])  # whole paths
 
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     again = invoke("train", "mixed", "--out", str(out), "--resume")
@@ -65,7 +65,8 @@ def test_flags_and_settings_reach_the_config(folders: dict[str, str], tmp_path: 
         (("paired", "--set", "steps=many"), 2, "'many' is not a whole number"),
         (("paired", "--isp", "nothing"), 2, "unknown ISP 'nothing'"),
         (("paired", "--pairs", "absent", "--val", "nowhere"), 2, "nowhere is not a folder"),
-        (("paired", "--seed", "-1"), 2, "seed must not be negative"),
+        (("paired", "--set", "seed=-1"), 2, "seed must be in 0..2**63-1"),
+        (("paired", "--set", f"seed={2**63}"), 2, "seed must be in 0..2**63-1"),
         (("paired", "--resume"), 1, "nothing to resume: start it without --resume"),
     ],
 )
@@ -82,7 +83,10 @@ def test_mistakes_are_told_in_one_line(
 
 
 def test_wrong_flags_are_usage_errors(tmp_path: Path) -> None:
-    for arguments in (("free", "--out", "x"), ("paired",), ("paired", "--out", "x", "--steps", "0")):
+    for arguments in (
+        ("free", "--out", "x"), ("paired",), ("paired", "--out", "x", "--steps", "0"),
+        ("paired", "--out", "x", "--seed", "-1"), ("paired", "--out", "x", "--seed", str(2**63)),
+    ):  # fmt: skip
         assert invoke("train", *arguments).exit_code == 2
     for mode, option in (("paired", "--raw"), ("supervised", "--srgb"), ("unpaired", "--pairs")):
         done = invoke("train", mode, option, "x", "--out", str(tmp_path / "run"))

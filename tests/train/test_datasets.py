@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from dataset_fixtures import SIDE, make_ispw, make_mai, make_ntire, make_zrr, phone, shots, write_matched
 from PIL import Image
 
-from eguot_sdk.errors import UsageError
+from eguot_sdk.errors import EguotError, OutputError, UsageError
 from eguot_train.cli_data import data, evaluate
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
@@ -101,6 +101,32 @@ def test_an_array_file_that_holds_a_pickle_is_not_opened(tmp_path: Path) -> None
     np.save(tmp_path / "evil.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(Exception, match=r"evil\.npy"):
         open_dataset(tmp_path)
+
+
+def test_an_archive_called_npy_is_one_damaged_file(tmp_path: Path) -> None:
+    root = make_ntire(tmp_path / "ntire")
+    with (root / "train" / "raws" / "0003.npy").open("wb") as file:
+        np.savez(file, a=np.zeros((8, 8, 4)))
+    result = CliRunner().invoke(data, ["check", str(root)])
+    assert isinstance(result.exception, EguotError)
+    assert result.stdout.count("cannot be used: ") == 1
+    assert "0003.npy: not a readable .npy" in result.stdout
+
+
+def test_what_was_found_is_told_before_it_is_drawn(folders: dict[str, str], tmp_path: Path) -> None:
+    """No picture is drawn of nothing, and one that cannot be written costs none of the findings."""
+    (tmp_path / "file").touch()
+    result = CliRunner().invoke(data, ["check", folders["srgb"], "--out", str(tmp_path / "file" / "sheet.png")])
+    assert isinstance(result.exception, OutputError)
+    assert "0 pairs, 0 raws, 3 photos" in result.stdout
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "a.jpg").write_bytes(b"\xff\xd8 cut")
+    arguments = ["check", str(tmp_path / "damaged"), "--json", "--out", str(tmp_path / "sheet.png")]
+    result = CliRunner().invoke(data, arguments)
+    assert isinstance(result.exception, EguotError)
+    assert "a.jpg" in json.loads(result.stdout)["damaged"][0]
+    assert "picture" not in json.loads(result.stdout)
+    assert not (tmp_path / "sheet.png").exists()
 
 
 def test_ispw_pairs_raws_and_pictures_by_name(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import DEFAULT_ISP, ISP
 from eguot_sdk.metrics import psnr
@@ -92,7 +92,7 @@ def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
     assert {"psnr_db", "ssim", "de2000", "psnr_affine_db", "intervals_95", "csv"} <= set(result)
     assert result["lpips"] is None
     assert result["protocol"] == "plain"
-    assert Path(result["csv"]) == run / "evaluate-pairs.csv"
+    assert Path(result["csv"]) == run / f"evaluate-{tmp_path.name}-pairs.csv"
     with Path(result["csv"]).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert result["images"] == len(rows) == 3
@@ -101,7 +101,7 @@ def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--out", str(tmp_path / "scores")])
     assert done.exit_code == 0, done.output
     assert f"{result['psnr_db']:.2f} dB" in done.stdout
-    assert (tmp_path / "scores" / "evaluate-pairs.csv").is_file()
+    assert (tmp_path / "scores" / f"evaluate-{tmp_path.name}-pairs.csv").is_file()
 
 
 def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,9 +114,9 @@ def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monke
     for pair, score in zip(list_pairs(pairs), evaluation.scores, strict=True):
         assert score.psnr_db == psnr(fake.process(pair.frame()), pair.truth())
         assert score.psnr_db > 10
-    assert csv_path(path, pairs, None) == tmp_path / "look.w8a8-evaluate-pairs.csv"
-    assert csv_path("default", pairs, None) == Path("default-evaluate-pairs.csv")
-    assert csv_path("default", pairs, None, "aligned") == Path("default-evaluate-pairs-aligned.csv")
+    assert csv_path(path, pairs, None) == tmp_path / f"look.w8a8-evaluate-{tmp_path.name}-pairs.csv"
+    assert csv_path("default", pairs, None) == Path(f"default-evaluate-{tmp_path.name}-pairs.csv")
+    assert csv_path("default", pairs, None, "aligned") == Path(f"default-evaluate-{tmp_path.name}-pairs-aligned.csv")
 
 
 @pytest.mark.skipif(not DEFAULT_ISP.is_file(), reason="this tree has no default ISP")
@@ -183,3 +183,46 @@ def test_worst_pictures_and_sets_without_pairs(pairs: Path, folders: dict[str, s
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["swd_lab"] > 0
     assert CliRunner().invoke(command, ["default", "--raw", folders["raw"]]).exit_code == 2
+
+
+def test_scores_of_two_sets_have_two_names(tmp_path: Path) -> None:
+    """ZRR/test and mine/test, synth/pairs and other/pairs: scores of one must not replace those of another."""
+    for place, name in (
+        ("zrr/test", "zrr-test"), ("mine/test", "mine-test"), ("mine/val/pairs", "mine-val-pairs"),
+        ("synth/pairs", "synth-pairs"), ("street", "street"),
+    ):  # fmt: skip
+        (tmp_path / place).mkdir(parents=True)
+        assert csv_path("default", tmp_path / place, None) == Path(f"default-evaluate-{name}.csv")
+
+
+def test_options_that_would_be_passed_over_are_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    sets = ["default", "--raw", folders["raw"], "--srgb", folders["srgb"]]
+    for option, value in (("--worst", "w.png"), ("--out", str(tmp_path)), ("--protocol", "aligned"), ("--lpips", ".")):
+        refused = CliRunner().invoke(command, [*sets, option, value])
+        assert refused.exit_code == 2
+        assert f"{option} needs --pairs" in refused.stderr
+    for sides in (["--raw", folders["raw"]], ["--srgb", folders["srgb"]], sets[1:]):
+        refused = CliRunner().invoke(command, ["default", "--pairs", folders["pairs"], *sides])
+        assert refused.exit_code == 2
+        assert "not both" in refused.stderr
+
+
+def test_damaged_and_small_files_do_not_stop_the_comparison_of_sets(folders: dict[str, str], tmp_path: Path) -> None:
+    if not DEFAULT_ISP.is_file():
+        pytest.skip("this tree has no default ISP")
+    raw, srgb = (Path(shutil.copytree(folders[role], tmp_path / role)) for role in ("raw", "srgb"))
+    whole = CliRunner().invoke(command, ["default", "--raw", str(raw), "--srgb", str(srgb), "--json"])
+    (raw / "bad.dng").write_bytes(b"II*\0 no raw")
+    Image.new("RGB", (63, 90)).save(srgb / "small.png")
+    done = CliRunner().invoke(command, ["default", "--raw", str(raw), "--srgb", str(srgb), "--json"])
+    found = json.loads(done.stdout)
+    assert {**found, "skipped": []} == json.loads(whole.stdout)
+    assert len(found["skipped"]) == 2
+    assert done.exit_code == 1
+    assert "bad.dng" in done.stderr
+    assert "small.png: summarise needs" in done.stderr
+    for photo in srgb.glob("photo*"):
+        photo.unlink()
+    done = CliRunner().invoke(command, ["default", "--raw", str(raw), "--srgb", str(srgb)])
+    assert isinstance(done.exception, EguotError)
+    assert "none of the 1 photos can be used, first:" in str(done.exception)

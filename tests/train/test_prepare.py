@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from dataset_fixtures import make_ntire, make_zrr, phone, shots
+from PIL import Image
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_train.cli_data import data
 from eguot_train.config import TrainConfig
 from eguot_train.data import prepare as module
 from eguot_train.data.batches import load_sources
+from eguot_train.data.crops import load_photo
 from eguot_train.data.prepare import BEGUN, SUMMARY, prepare
+from eguot_train.data.scenes import make_scene
 from eguot_train.data.shards import is_shards, read_index, shard_files
 from eguot_train.evaluate import pairs_to_score
 
@@ -51,6 +54,24 @@ def test_damaged_files_are_listed_and_left_out(tmp_path: Path) -> None:
     names = [s.name for s in read_index(shard_files(out / "train")[0], "pairs")[0]]
     assert names == [str(i) for i in range(12) if i != 7]
     assert "7.jpg" in json.loads((out / SUMMARY).read_text())["damaged"][0]
+
+
+def test_photos_of_every_kind_go_into_shards_as_training_reads_them(tmp_path: Path) -> None:
+    scene, exif = make_scene(0, 40, 60), Image.Exif()
+    exif[274] = 6
+    root = tmp_path / "photos"
+    root.mkdir()
+    Image.fromarray(scene).convert("RGBA").save(root / "alpha.webp", lossless=True)
+    Image.fromarray(scene).save(root / "turned.webp", lossless=True, exif=exif)
+    Image.fromarray(scene).convert("CMYK").save(root / "inks.tif")
+    Image.fromarray(scene).save(root / "plain.png")
+    Image.fromarray(scene).save(root / "back\\slash.png")
+    assert prepare(root, tmp_path / "out").damaged == ()
+    samples = {s.name: s.photo() for s in read_index(shard_files(tmp_path / "out", "srgb")[0], "srgb")[0]}
+    for name, suffix in (("alpha", "webp"), ("turned", "webp"), ("inks", "tif"), ("plain", "png")):
+        np.testing.assert_array_equal(samples.pop(name), load_photo(root / f"{name}.{suffix}"))
+    np.testing.assert_array_equal(load_photo(root / "turned.webp"), np.rot90(scene, -1))
+    assert set(samples) == {"back_slash"}
 
 
 def test_unpaired_shards_share_no_scene(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ def test_synth_folder(tmp_path: Path) -> None:
 
     names = ["deep", "odd", "same.png", "same.tif", "scene_00000", "turned"]
     assert sorted(result.written) == names
-    assert sorted(line.split()[0].rstrip(":") for line in result.failed) == ["broken.jpg", "cut.png", "tiny"]
+    assert sorted(line.split()[0].rstrip(":") for line in result.failed) == ["broken.jpg", "cut.png", "tiny.png"]
     assert sorted(p.name for p in (tmp_path / "out" / "raw").iterdir()) == [f"{n}.dng" for n in names]
     pairs = {pair.name: pair for pair in list_pairs(tmp_path / "out" / "pairs")}
     assert sorted(pairs) == names
@@ -173,6 +173,16 @@ def test_synth_folder(tmp_path: Path) -> None:
         assert frame.cfa == dng.cfa == "GBRG"
         assert frame.black == dng.black
         np.testing.assert_allclose(frame.matrix, dng.matrix, atol=1e-3)
+
+
+def test_a_scene_does_not_replace_a_photo_of_its_name(tmp_path: Path) -> None:
+    photo = make_scene(7, 40, 40)
+    save(tmp_path / "photos" / "scene_00000.png", photo)
+    result = synth_folder(tmp_path / "out", srgb=tmp_path / "photos", scenes=1)
+    assert sorted(result.written) == ["scene_00000", "scene_00000_"]
+    truths = {pair.name: pair.truth() for pair in list_pairs(tmp_path / "out" / "pairs")}
+    np.testing.assert_array_equal(truths["scene_00000"], photo)
+    np.testing.assert_array_equal(truths["scene_00000_"], make_scene(0, 480, 640))
 
 
 def test_a_picture_does_not_depend_on_the_rest_of_the_folder(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_train import runlog, trainer
-from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint
+from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint, read_config
 from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
 from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources
@@ -277,6 +277,93 @@ def test_an_existing_folder_is_refused_and_left_alone(folders: dict[str, str], t
     train(tiny("supervised", folders, steps=1), tmp_path / "empty", echo=quietly)
 
 
+def test_of_two_runs_into_one_folder_one_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    """The second starts while the first reads its data, when there is no folder yet."""
+    config, out = tiny("supervised", folders, steps=1), tmp_path / "run"
+
+    def told(line: str) -> None:
+        if "pairs" in line and not out.exists():
+            train(config, out, echo=quietly)
+
+    with pytest.raises(UsageError, match="already exists"):
+        train(config, out, echo=told)
+    assert load_run(out).step == 1
+    assert len(logged(out)) == 1
+
+
+def test_a_place_that_will_not_do_is_refused_before_data_is_read(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "load_sources", None)
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(OutputError, match=r"file is no folder|too long"):
+            train(tiny("supervised", folders), out, echo=quietly)
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.setattr(trainer.os, "access", lambda path, mode: Path(path) != closed)  # root may write anywhere
+    with pytest.raises(OutputError, match="closed is no folder that may be written to"):
+        train(tiny("supervised", folders), closed / "a" / "run", echo=quietly)
+    for mode, role in (("mixed", "srgb"), ("supervised", "pairs")):
+        with pytest.raises(UsageError, match=f"run lies in --{role}"):
+            train(tiny(mode, folders), Path(folders[role]) / "run", echo=quietly)  # type: ignore[arg-type]
+
+
+def test_a_run_names_its_data_from_anywhere(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(folders["pairs"]).parent)
+    config = tiny("supervised", {}, steps=2, checkpoint_every=1, pairs="pairs", val="pairs")
+    run = train(config, tmp_path / "run", echo=quietly)
+    checkpoints(run)[-1].unlink()
+    lines: list[str] = []
+    train(config, run, resume=True, echo=lines.append)
+    assert not [line for line in lines if "val is" in line or "pairs is" in line]
+    monkeypatch.chdir(tmp_path)
+    saved = read_config(run)
+    assert (saved.pairs, saved.val) == (folders["pairs"], folders["pairs"])
+    checkpoints(run)[-1].unlink()
+    assert load_run(train(saved, run, resume=True, echo=quietly)).step == 2
+
+
+def test_ctrl_c_keeps_the_step(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny("mixed", folders, steps=4)
+    unbroken = train(config, tmp_path / "unbroken", echo=quietly)
+    update, lines = trainer.update_average, []
+
+    def pressed(*arguments: Any) -> None:
+        if arguments[2] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        update(*arguments)
+
+    monkeypatch.setattr(trainer, "update_average", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", echo=lines.append)
+    monkeypatch.undo()
+    assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000002"]
+    assert lines[-2:] == [
+        "stopping after this step; Ctrl-C again stops at once", "stopped after step 2 of 4; go on with --resume"
+    ]  # fmt: skip
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(final(train(config, tmp_path / "run", resume=True, echo=quietly)), final(unbroken))
+
+
+def test_names_that_are_not_utf_8(folders: dict[str, str], tmp_path: Path) -> None:
+    """Such files come from old archives; Linux takes any bytes for a name."""
+    config = tiny("unpaired", folders, steps=1, sheet_every=1)
+    for role, suffix in (("raw", ".dng"), ("srgb", ".png")):
+        folder = Path(shutil.copytree(folders[role], tmp_path / role))
+        first = sorted(folder.glob("*" + suffix))[0]
+        try:
+            first.rename(folder / os.fsdecode(b"caf\xe9" + suffix.encode()))
+        except OSError:
+            pytest.skip("this file system takes UTF-8 alone")
+        config = replace(config, **{role: str(folder)})
+    run = train(config, tmp_path / "run", echo=quietly)
+    assert b"caf\xe9.png," in (run / "outliers.csv").read_bytes()
+    assert load_run(run).step == 1
+
+
 def test_resuming_a_finished_run_changes_nothing(folders: dict[str, str], tmp_path: Path) -> None:
     run = train(tiny("supervised", folders, steps=2), tmp_path / "run", echo=quietly)
     before, lines = snapshot(run), []
@@ -436,7 +523,7 @@ def test_a_full_disk_is_told_in_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runlog.RunLog, "flush", full)
-    with pytest.raises(OutputError, match=r"run stopped .*No space left on device.*--resume"):
+    with pytest.raises(OutputError, match=r"run stopped .*No space left on device.*go on with --resume"):
         train(tiny("supervised", folders, steps=1), tmp_path / "run", echo=quietly)
     monkeypatch.undo()
     assert load_run(train(tiny("supervised", folders, steps=1), tmp_path / "run", resume=True, echo=quietly)).step == 1

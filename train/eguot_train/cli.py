@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from . import MAX_SEED
+
 
 @click.command()
 @click.argument("mode", type=click.Choice(["unpaired", "paired", "mixed", "supervised"]))
@@ -26,7 +28,7 @@ import click
     type=click.IntRange(min=1),
     help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]",
 )
-@click.option("--seed", type=int, help="Seed of weights and batches.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of weights and batches.  [default: 0]")
 @click.option("--val", type=click.Path(path_type=Path), help="Pairs to score along the way, or a set with a test part.")
 @click.option("--init", help="Run to start from, or `default` for the network behind the default ISP.")
 @click.option(

@@ -11,6 +11,8 @@ import click
 from eguot_sdk.evaluation import PROTOCOLS, Evaluation, Protocol
 from eguot_sdk.output import SUFFIXES
 
+from . import MAX_SEED
+
 
 def _picture(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     """Refuse a suffix before the work, not after."""
@@ -31,7 +33,7 @@ def data() -> None:
 @click.option(
     "--cfa", type=click.Choice(["RGGB", "GRBG", "GBRG", "BGGR"]), default="RGGB", show_default=True, help="Bayer phase."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Which camera.")
+@click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Which camera.")
 def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> None:
     """Shoot photos with a synthetic camera: OUT/raw/NAME.dng and OUT/pairs, with the photo as the truth.
 
@@ -69,13 +71,16 @@ def check(folder: Path, as_json: bool, picture: Path | None) -> None:
     from eguot_sdk.errors import EguotError
 
     from .data.datasets.check import check as check_folder
+    from .data.datasets.check import draw
 
-    found = check_folder(folder, picture)
+    found = check_folder(folder)
+    drawn = {"picture": str(picture)} if picture is not None and found.whole else {}
     if as_json:
-        click.echo(json.dumps(found.as_dict() | ({"picture": str(picture)} if picture else {}), indent=1))
+        click.echo(json.dumps(found.as_dict() | drawn, indent=1))
     else:
         _tell(found.as_dict())
-    if picture is not None:
+    if picture is not None and drawn:
+        draw(picture, found)
         click.echo(f"wrote {picture}", err=True)
     if found.wrong:
         raise EguotError(f"{folder}: {found.wrong[0]}; correct it in {folder}/dataset.json")
@@ -182,18 +187,27 @@ def evaluate(
     from . import evaluate as scoring
     from .lpips import Lpips
 
-    if (pairs is None) == (raw is None or srgb is None):
-        raise click.UsageError("give --pairs, or --raw and --srgb")
     if pairs is None:
-        assert raw is not None
-        assert srgb is not None
-        found, rendered, photos = scoring.compare_sets(model, raw, srgb)
+        if raw is None or srgb is None:
+            raise click.UsageError("give --pairs, or --raw and --srgb")
+        for option, given in (("worst", worst), ("out", out), ("lpips", lpips), ("protocol", protocol != "plain")):
+            if given:
+                raise click.UsageError(
+                    f"--{option} needs --pairs: --raw and --srgb tell how alike two sets look, alone"
+                )
+        compared = scoring.compare_sets(model, raw, srgb)
+        for line in compared.skipped:
+            click.echo(f"skipped: {line}", err=True)
         if as_json:
-            click.echo(json.dumps({"raws": rendered, "photos": photos} | found, indent=1))
+            click.echo(json.dumps(compared.as_dict(), indent=1))
         else:
-            click.echo(f"{model}: {rendered} raws of {raw} against {photos} photos of {srgb}")
-            _tell_likeness(found)
+            click.echo(f"{model}: {compared.raws} raws of {raw} against {compared.photos} photos of {srgb}")
+            _tell_likeness(compared.distances)
+        if compared.skipped:
+            raise EguotError(f"{len(compared.skipped)} files could not be used; the others are")
         return
+    if raw is not None or srgb is not None:
+        raise click.UsageError("give --pairs, or --raw and --srgb, not both")
     items, notes = scoring.pairs_to_score(pairs)
     evaluation = scoring.evaluate_model(model, items, protocol=protocol, lpips=Lpips.find(lpips))
     problems = evaluation.skipped

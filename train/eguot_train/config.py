@@ -12,11 +12,13 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.spec import ColorInput
 
+from . import MAX_SEED
 from .cost import WEIGHTS
 from .psi import Family
 
@@ -24,13 +26,15 @@ Mode = Literal["unpaired", "paired", "mixed", "supervised"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 ExpertName = Literal["colour", "structure", "frequency"]
 EXPERTS: tuple[ExpertName, ...] = get_args(ExpertName)
+DATA = ("raw", "srgb", "pairs", "val")
+"""Keys that name folders or shards."""
 PAIRED_TRANSPORT = 0.003
 """Share of the transport term where the truth is known: it only breaks ties, and .01 already costs sharpness."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One run. Folders are recorded as given; results name data by hash (`config.json`: `data`)."""
+    """One run. A run folder names its data by whole paths; results name data by hash (`config.json`: `data`)."""
 
     mode: Mode
     isp: str = "qisp-s"
@@ -122,8 +126,8 @@ class TrainConfig:
         for key, kind in get_type_hints(type(self)).items():
             if not _is(getattr(self, key), kind):
                 raise UsageError(f"{key} must be {_named(kind)}, not {getattr(self, key)!r}")
-        if self.seed < 0:
-            raise UsageError(f"seed must not be negative, not {self.seed}")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise UsageError(f"seed must be in 0..2**63-1, not {self.seed}")
         for key in (
             "steps",
             "batch",
@@ -176,6 +180,12 @@ class TrainConfig:
     def paired(self) -> bool:
         """Whether the run draws aligned pairs."""
         return self.mode != "unpaired"
+
+    def with_whole_paths(self) -> TrainConfig:
+        """The same, its data found from any folder."""
+        given = {key: getattr(self, key) for key in DATA if getattr(self, key) is not None}
+        places: dict[str, Any] = {key: str(Path(place).absolute()) for key, place in given.items()}
+        return dataclasses.replace(self, **places)
 
     def to_json(self) -> str:
         """JSON that `from_json` reads back to an equal config."""

@@ -6,25 +6,26 @@ SDK's tiles add up to. A file is scored through the runtime that will run it, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from eguot_sdk.chatter import quiet
-from eguot_sdk.errors import MissingDependency, UsageError
+from eguot_sdk.errors import EguotError, MissingDependency, UsageError
 from eguot_sdk.evaluation import Evaluation, Protocol, Render, evaluate, evaluate_each
 from eguot_sdk.isp import ISP
-from eguot_sdk.likeness import PictureSet, summarise
+from eguot_sdk.likeness import PictureSet, PictureSummary, summarise
 from eguot_sdk.pairs import PairLike
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 
-from .data.datasets import open_dataset, pairs_of, photos_of, raws_of
+from .data.datasets import PARTS, Item, open_dataset, pairs_of, photos_of, raws_of
 from .data.shards import is_shards, read_index, shard_files
 from .lpips import Lpips
 
@@ -92,21 +93,56 @@ def render_of(model: str | Path, threads: int | None = None) -> Render:
     return run_render(Path(model))
 
 
-def compare_sets(model: str | Path, raws: Path, photos: Path) -> tuple[dict[str, float], int, int]:
-    """How alike renderings of raws are to photos of other scenes, and how many of each there were."""
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How alike two sets of pictures look, how many were in each, and a line for each file left out."""
+
+    distances: dict[str, float]
+    raws: int
+    photos: int
+    skipped: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"raws": self.raws, "photos": self.photos} | self.distances | {"skipped": list(self.skipped)}
+
+
+def compare_sets(model: str | Path, raws: Path, photos: Path) -> Compared:
+    """Renderings of raws against photos of other scenes. Raises EguotError where nothing of one side can be used."""
     from .data.crops import load_photo
 
     render = render_of(model)
-    rendered, wanted = PictureSet(), PictureSet()
     items, others = raws_of(open_dataset(raws).part("test")), photos_of(open_dataset(photos).part("test"))
     if not items or not others:
         raise UsageError(f"{len(items)} raws and {len(others)} photos: both are needed")
-    for item in progress_bar(items, label="render"):
-        rendered.add(summarise(render(replace(item.frame(), orientation=1, pixel_aspect=1.0))))
-    for item in progress_bar(others, label="photos"):
+    skipped: list[str] = []
+
+    def gathered(label: str, some: Sequence[Item], picture: Callable[[Item], np.ndarray]) -> tuple[PictureSet, int]:
+        found, count = PictureSet(), 0
+        for item in progress_bar(some, label=label):
+            try:
+                found.add(_summary(item, picture(item)))
+                count += 1
+            except EguotError as error:
+                skipped.append(str(error))
+        if not count:
+            raise EguotError(f"none of the {len(some)} {label} can be used, first: {skipped[-len(some)]}")
+        return found, count
+
+    def photo(item: Item) -> np.ndarray:
         assert item.photo is not None
-        wanted.add(summarise(load_photo(item.photo)))
-    return rendered.distances(wanted), len(items), len(others)
+        return load_photo(item.photo)
+
+    rendered, raw_count = gathered("raws", items, lambda i: render(replace(i.frame(), orientation=1, pixel_aspect=1.0)))
+    wanted, photo_count = gathered("photos", others, photo)
+    return Compared(rendered.distances(wanted), raw_count, photo_count, tuple(skipped))
+
+
+def _summary(item: Item, picture: np.ndarray) -> PictureSummary:
+    try:
+        return summarise(picture)
+    except EguotError as error:
+        raise UsageError(f"{item.files()[0]}: {error}") from error
 
 
 def worst_sheet(
@@ -169,9 +205,19 @@ def _eight_bits(isp: ISP) -> Render:
     return render
 
 
+def _set_name(pairs: Path) -> str:
+    """The folder's name, after those above it where it says only which part of a set it is."""
+    place = pairs.resolve()
+    name = place.name
+    while place.name in ("pairs", *PARTS) and place.parent.name:
+        place = place.parent
+        name = f"{place.name}-{name}"
+    return name
+
+
 def csv_path(model: str | Path, pairs: Path, out: Path | None, protocol: Protocol = "plain") -> Path:
     """Where the per-image CSV goes: into `out`, else into the run, beside the file, or here for `default`."""
-    path, folder = Path(model), pairs.resolve().name + ("" if protocol == "plain" else f"-{protocol}")
+    path, folder = Path(model), _set_name(pairs) + ("" if protocol == "plain" else f"-{protocol}")
     if path.is_dir():
         return (out or path) / f"evaluate-{folder}.csv"
     stem = path.name.removesuffix(path.suffix) if path.is_file() else DEFAULT

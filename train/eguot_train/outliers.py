@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from eguot_sdk.paths import encoded
+
 from .checkpoint import write_file
 from .sheet import captioned, save_sheet
 
@@ -68,7 +70,7 @@ class PhotoWeights:
             [self.names[i], *(f"{x:.4f}" for x in (weights[i], self.typical[i], self.means[i])), self.counts[i]]
             for i in order
         )
-        write_file(run / "outliers.csv", text.getvalue().encode())
+        write_file(run / "outliers.csv", encoded(text.getvalue()))
         captions = [f"weight {weight:.3f}  {name}" for weight, name in zip(weights, self.names, strict=True)]
         shown = [order[:SHOWN], order[::-1][:SHOWN]]
         save_sheet(run / "outliers.jpg", [[_thumbnail(photos[i], captions[i]) for i in row] for row in shown])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from eguot_sdk.errors import OutputError, UsageError
 from eguot_sdk.output import write_image
 
 GAP = 4
@@ -27,8 +28,10 @@ def captioned(picture: np.ndarray, text: str) -> np.ndarray:
 def save_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], *, quality: int = 90) -> None:
     """Write rows of uint8 pictures [H, W, 3] on white, each row as high as its highest picture, in the suffix's format.
 
-    `quality`: of JPEG.
+    `quality`: of JPEG. Raises OutputError, UsageError where there are no rows.
     """
+    if not rows:
+        raise UsageError(f"{path}: nothing to draw")
     height = sum(max(p.shape[0] for p in row) + GAP for row in rows) + GAP
     width = max(sum(p.shape[1] + GAP for p in row) for row in rows) + GAP
     canvas = np.full((height, width, 3), 255, np.uint8)
@@ -39,5 +42,8 @@ def save_sheet(path: Path, rows: Sequence[Sequence[np.ndarray]], *, quality: int
             canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
             x += picture.shape[1] + GAP
         y += max(p.shape[0] for p in row) + GAP
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{path.parent}: cannot be made ({error.strerror or error})") from error
     write_image(path, canvas, quality=quality)

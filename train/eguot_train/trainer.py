@@ -9,9 +9,12 @@ shares and not weights to be tuned per data set.
 from __future__ import annotations
 
 import math
+import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from torch import Tensor
 from eguot_sdk.errors import CheckpointError, EguotError, OutputError, UsageError
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import PairLike
+from eguot_sdk.paths import kind_of
 
 from . import ranks
 from .average import update_average
@@ -41,7 +45,7 @@ from .checkpoint import (
     save_checkpoint,
     write_file,
 )
-from .config import EXPERTS, PAIRED_TRANSPORT, TrainConfig
+from .config import DATA, EXPERTS, PAIRED_TRANSPORT, TrainConfig
 from .data.batches import Batch, Batches, Sources, load_sources
 from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
@@ -98,7 +102,9 @@ def train(
         try:
             return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
         except OSError as error:
-            raise OutputError(f"training into {out} stopped ({error}); mend that, and go on with --resume") from error
+            begun = (Path(out) / "config.json").is_file()
+            way_on = "go on with --resume" if begun else "start again"
+            raise OutputError(f"training into {out} stopped ({error}); mend that, and {way_on}") from error
 
 
 def _train(
@@ -196,11 +202,12 @@ def _train(
         experts=committee is not None,
     )
     if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
-        out.mkdir(parents=True, exist_ok=True)
-        write_file(out / "config.json", asked.to_json().encode())
+        if not resume:
+            _claim(out)
+        write_file(out / "config.json", asked.with_whole_paths().to_json().encode())
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
-    with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log:
+    with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log, _ctrl_c(echo) as asked_to_stop:
         refit = round(config.refit * config.steps) if config.unpaired and config.transport > 0 else 0
         for step, batch in batches.stream(start, config.steps, pause=refit):
             batch = _to(batch, device)
@@ -253,10 +260,38 @@ def _train(
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
                 if config.unpaired and "srgb" not in sources.streamed:
                     photo_weights.save(out, sources.photos)
-            if done % config.checkpoint_every == 0 or done == config.steps:
+            if done % config.checkpoint_every == 0 or done == config.steps or asked_to_stop():
                 log.flush()
                 keep(done)
+            if asked_to_stop() and done < config.steps:
+                echo(f"stopped after step {done} of {config.steps}; go on with --resume")
+                raise KeyboardInterrupt
     return out
+
+
+@contextmanager
+def _ctrl_c(echo: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the end of the step, so that it can be kept; a second one does not.
+
+    Not beside other processes, which would wait for this one, nor where somebody else decides what Ctrl-C does.
+    """
+    asked = False
+
+    def note(*_: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        echo("stopping after this step; Ctrl-C again stops at once")
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if ranks.world() > 1 or not usual or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 KEPT = (
@@ -273,8 +308,7 @@ def _open_run(
 ) -> tuple[int, dict[str, Tensor], dict[str, Any]]:
     """Where to start: first step, checkpoint tensors and state. Writes nothing; tells what a resumed run changes."""
     if not resume:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
+        _check_place(config, out)
         return 0, {}, {}
     if not out.exists():
         raise CheckpointError(f"{out} does not exist, so there is nothing to resume: start it without --resume")
@@ -287,6 +321,7 @@ def _open_run(
     tensors, state = read_checkpoint(found[-1])
     if not {"fixed", "norms", "data", "photo_weights"} <= set(state):
         raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
+    saved, config = saved.with_whole_paths(), config.with_whole_paths()
     going_on = state["step"] < config.steps
     for key in (f.name for f in fields(config)):
         before, now = getattr(saved, key), getattr(config, key)
@@ -297,6 +332,31 @@ def _open_run(
     if going_on:
         echo(f"{out.name}: going on from step {state['step']} of {config.steps}")
     return int(state["step"]), tensors, state
+
+
+def _check_place(config: TrainConfig, out: Path) -> None:
+    """Raises where a run cannot be made at `out`, before the minutes that reading data takes."""
+    kind = kind_of(out, OutputError)
+    if (kind is None and os.path.lexists(out)) or kind == "file" or (kind == "folder" and any(out.iterdir())):
+        raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
+    for role in DATA:
+        data = getattr(config, role)
+        if data is not None and out.resolve().is_relative_to(Path(data).resolve()):
+            raise UsageError(f"{out} lies in --{role} {data}, where its pictures would be data: choose another --out")
+    above = next(p for p in (out.absolute(), *out.absolute().parents) if os.path.lexists(p))
+    if kind_of(above, OutputError) != "folder" or not os.access(above, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be made: {above} is no folder that may be written to; choose another --out")
+
+
+def _claim(out: Path) -> None:
+    """Make the folder of a new run. Of two that start at once, the second is refused."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise FileExistsError
+        (out / "checkpoints").mkdir()
+    except FileExistsError:
+        raise UsageError(f"{out} already exists: another run was started into it; choose another --out") from None
 
 
 def _way_on(out: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from eguot_sdk.output import written_beside
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.workers import core_count, map_cluster, map_processes
 
+from .crops import load_photo
 from .datasets import Dataset, Item, open_dataset, split_scenes
 from .datasets.check import problem_of
 from .datasets.levels import check_values
@@ -134,7 +135,7 @@ def _sample(item: Item) -> Sample:
         head = file.read(2)
     if head in KEPT_BYTES:
         return Sample(item.name, frame, item.photo.read_bytes())
-    return Sample(item.name, frame, replace(item, raw=None).truth())
+    return Sample(item.name, frame, item.truth() if item.raw is not None else load_photo(item.photo))
 
 
 def _leftover(path: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import PairLike
+from eguot_sdk.paths import encoded
 from eguot_sdk.raw import RawFrame
 
 from .crops import Picture, load_photo
@@ -81,7 +82,7 @@ def items_hash(items: Sequence[Item], folder: Path) -> str:
     """sha256 over the sorted names inside `folder` and the contents of all files of items."""
     digest = hashlib.sha256()
     for path in sorted({path for item in items for path in item.files()}):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0")
+        digest.update(encoded(path.relative_to(folder).as_posix()) + b"\0")
         with open(path, "rb") as handle:
             digest.update(hashlib.file_digest(handle, "sha256").digest())
     return digest.hexdigest()

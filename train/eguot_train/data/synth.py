@@ -29,6 +29,7 @@ from eguot_sdk.errors import EguotError, MissingDependency, OutputError, UsageEr
 from eguot_sdk.ingest import PLANE_AT, RED_AT, TYPICAL_MATRIX
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import write_pair
+from eguot_sdk.paths import encoded
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import MIN_SIDE, RawFrame
 
@@ -197,7 +198,7 @@ class SynthCamera:
             out[y::2, x::2] = np.clip(counts, 0, self.white)
 
     def _rng(self, name: str, purpose: int) -> np.random.Generator:
-        digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+        digest = int.from_bytes(hashlib.sha256(encoded(name)).digest()[:8], "big")
         return np.random.default_rng([self.seed, purpose, digest])
 
 
@@ -300,7 +301,10 @@ def synth_folder(
     for name, path in (photo_names(srgb) if srgb else {}).items():
         sources[name] = partial(load_photo, path)
     for i in range(scenes):
-        sources[f"scene_{i:05d}"] = partial(make_scene, i, *SCENE_SIZE)
+        name = f"scene_{i:05d}"
+        while name in sources:  # a photo is called so
+            name += "_"
+        sources[name] = partial(make_scene, i, *SCENE_SIZE)
     if not sources:
         where = f"{srgb} holds no photos ({' '.join(sorted(PHOTO_SUFFIXES))})" if srgb else "no photos given"
         raise UsageError(f"{where} and no scenes are asked for: nothing to shoot")

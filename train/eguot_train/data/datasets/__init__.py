@@ -178,6 +178,7 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
 
 
 __all__ = [
+    "PARTS",
     "Dataset",
     "Item",
     "Kind",

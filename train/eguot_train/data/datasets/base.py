@@ -314,6 +314,7 @@ def distinct_names(folder: Path, paths: Sequence[Path], *, whole: bool) -> dict[
         names = {p: name if often[name] == 1 else longer(p) for p, name in names.items()}
     taken: set[str] = set()
     for path, name in names.items():
+        name = name.replace("\\", "_")  # a folder to other systems
         while name in taken:
             name += "_"
         taken.add(name)
@@ -329,7 +330,7 @@ def read_npy(path: Path) -> NDArray[np.uint16]:
     try:
         if path.stat().st_size > MAX_NPY_BYTES:
             raise CorruptRaw(f"{path}: more than {MAX_NPY_BYTES >> 20} MiB")
-        values = np.load(path, mmap_mode="r", allow_pickle=False)
+        values = np.lib.format.open_memmap(path, mode="r")  # plain arrays alone: no archive, no pickle
         if values.dtype.kind not in "uif" or values.size == 0:
             raise CorruptRaw(f"{path}: expected numbers, found {values.dtype} {list(values.shape)}")
         if values.ndim == 3 and values.shape[2] == 4:

@@ -42,6 +42,8 @@ class Finding:
     wrong: tuple[str, ...]
     notes: tuple[str, ...]
     statistics: RawStatistics
+    whole: tuple[Item, ...]
+    """What can be used."""
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -62,7 +64,7 @@ class Finding:
         }
 
 
-def check(folder: Path, picture: Path | None = None) -> Finding:
+def check(folder: Path) -> Finding:
     """Read all of a folder, with a progress bar, and hold its levels and CFA against a sample of it."""
     dataset = open_dataset(folder)
     items = dataset.items()
@@ -70,13 +72,11 @@ def check(folder: Path, picture: Path | None = None) -> Finding:
     damaged = [line for line in problems if line is not None]
     whole = [item for item, line in zip(items, problems, strict=True) if line is None]
     statistics, wrong, notes = _levels(dataset, whole)
-    if picture is not None:
-        draw(picture, dataset, whole, statistics)
     counts = {
         name: {"raws": len(raws_of(i)), "photos": len(photos_of(i)), "pairs": len(pairs_of(i))}
         for name, i in dataset.parts.items()
     }
-    return Finding(dataset, counts, tuple(damaged), tuple(wrong), (*dataset.notes, *notes), statistics)
+    return Finding(dataset, counts, tuple(damaged), tuple(wrong), (*dataset.notes, *notes), statistics, tuple(whole))
 
 
 def problem_of(item: Item) -> str | None:
@@ -134,11 +134,15 @@ def _levels(dataset: Dataset, whole: Sequence[Item]) -> tuple[RawStatistics, lis
     return statistics, wrong, notes
 
 
-def draw(path: Path, dataset: Dataset, items: Sequence[Item], statistics: RawStatistics) -> None:
-    """A sheet: raws through a plain rendering, their pictures below, photos, and counts by plane with the levels."""
+def draw(path: Path, found: Finding) -> None:
+    """A sheet: raws through a plain rendering, their pictures below, photos, and counts by plane with the levels.
+
+    Raises OutputError, UsageError where there is nothing to show.
+    """
     from ...sheet import save_sheet
 
     rows: list[list[Picture]] = []
+    items, statistics = found.whole, found.statistics
     shown = spread(raws_of(items), SHOWN)
     if shown:
         with ISP.fake(threads=1) as isp:
@@ -150,7 +154,7 @@ def draw(path: Path, dataset: Dataset, items: Sequence[Item], statistics: RawSta
     if photos:
         rows.append([_small(load_photo(item.photo), item.name) for item in photos if item.photo is not None])
     if statistics.raws:
-        rows.append([_histogram(statistics, dataset.values or _values_of(frames[0]))])
+        rows.append([_histogram(statistics, found.dataset.values or _values_of(frames[0]))])
     save_sheet(path, rows)
 
 

@@ -15,7 +15,6 @@ from .base import Item
 from .zrr import load_matched, pair_folders
 
 RAW, PHOTO = "mediatek_raw", "fujifilm"
-CFA = "RGGB"
 
 
 def parts_of(folder: Path) -> dict[str, Path]:

@@ -16,7 +16,6 @@ from ..crops import PHOTO_SUFFIXES
 from .base import ALL, PARTS, Item, files_in, matched
 
 RAW, PHOTO = "raws", "jpegs"
-CFA = "RGGB"
 
 
 def parts_of(folder: Path) -> dict[str, Path]:
