@@ -20,6 +20,7 @@ from typing import Any, Literal, NoReturn
 
 import click
 
+from .bayer import CFA_PHASES
 from .errors import EguotError, MissingDependency
 
 PLUGINS = "eguot_sdk.commands"
@@ -238,7 +239,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 )
 @click.option(
     "--cfa",
-    type=click.Choice(["RGGB", "GRBG", "GBRG", "BGGR"]),
+    type=click.Choice(CFA_PHASES),
     help="Colours of the first 2 x 2 pixels that are visible.",
 )
 @click.option(

@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from .bayer import CFA_PHASES
 from .errors import CorruptRaw, UnsupportedRaw
 from .tiff import Ifd, Tiff
 
@@ -153,7 +154,7 @@ def _cfa(ifd: Ifd) -> str:
         raise UnsupportedRaw(
             "a colour filter array with staggered rows, not a Bayer mosaic: develop it with another program"
         )
-    if colours not in ("RGGB", "GRBG", "GBRG", "BGGR"):
+    if colours not in CFA_PHASES:
         raise UnsupportedRaw(
             f"a colour filter array of {' '.join(colours)}, but a Bayer mosaic is RGGB, GRBG, GBRG or BGGR: "
             "develop it with another program"

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .bayer import RED_AT
 from .errors import UsageError
 from .raw import Four, RawFrame
 from .spec import IspSpec, TensorSpec
 
 GAMMA = 2.2
-RED_AT = {"RGGB": (0, 0), "GRBG": (0, 1), "GBRG": (1, 0), "BGGR": (1, 1)}
 PLANE_AT = ((0, 0), (0, 1), (1, 0), (1, 1))
 """Row and column of R, Gr, Gb, B in a cell that starts with red."""
 

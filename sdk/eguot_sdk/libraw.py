@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from .bayer import CFA_PHASES
 from .dng import MIN_BYTES_PER_PIXEL
 from .errors import CorruptRaw, MissingDependency, RawError, UnsupportedRaw
 
@@ -147,7 +148,7 @@ def _pattern(raw: Any) -> tuple[str, tuple[int, int, int, int]]:
         )
     letters = raw.color_desc.decode("ascii", "replace")
     cfa = "".join(letters[i] for i in pattern.reshape(-1))
-    if cfa not in ("RGGB", "GRBG", "GBRG", "BGGR"):
+    if cfa not in CFA_PHASES:
         raise UnsupportedRaw(f"a colour filter array of {' '.join(cfa)}: a Bayer mosaic is RGGB, GRBG, GBRG or BGGR")
     y, x = divmod(cfa.index("R"), 2)
     return cfa, (

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
-from .metrics import srgb_to_lab
+from .metrics import LUMA, srgb_to_lab
 
 COLOURS = 256
 """Lab colours drawn from each picture."""
@@ -144,7 +144,7 @@ def _windows(picture: Picture) -> NDArray[np.float32]:
     lefts = np.unique(np.linspace(0, width - SPECTRUM, min(per_side, width // SPECTRUM)).astype(int))
     cut = [picture[t : t + SPECTRUM, s : s + SPECTRUM] for t in tops for s in lefts]
     rgb = np.stack(cut).astype(np.float32) / 255
-    luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = rgb @ np.array(LUMA, np.float32)
     return np.stack([luma, rgb[..., 0] - rgb[..., 1], rgb[..., 2] - rgb[..., 1]], axis=-1)
 
 

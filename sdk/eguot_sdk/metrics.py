@@ -27,10 +27,12 @@ MS_SSIM_SIDE = _WINDOW * 2 ** (len(_MS_WEIGHTS) - 1)
 """Smallest side that leaves the coarsest scale of MS-SSIM a window."""
 
 # IEC 61966-2-1 primaries with a D65 white of 0.95047, 1, 1.08883.
-_SRGB_TO_XYZ = np.array(
+SRGB_TO_XYZ = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-_WHITE = np.array([0.95047, 1.0, 1.08883])
+D65 = np.array([0.95047, 1.0, 1.08883])
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G, B in the luma of BT.601."""
 
 
 def psnr(picture: Picture, truth: Picture) -> float:
@@ -115,7 +117,7 @@ def srgb_to_lab(picture: Picture) -> NDArray[np.float32]:
     """uint8 sRGB [..., 3] -> CIELAB under D65, float32 [..., 3]: L in 0..100."""
     code = np.arange(256) / 255.0
     linear = np.where(code <= 0.04045, code / 12.92, ((code + 0.055) / 1.055) ** 2.4).astype(np.float32)
-    relative = linear[picture] @ (_SRGB_TO_XYZ / _WHITE[:, None]).T.astype(np.float32)
+    relative = linear[picture] @ (SRGB_TO_XYZ / D65[:, None]).T.astype(np.float32)
     f = np.where(relative > (6 / 29) ** 3, np.cbrt(relative), relative * (29 / 6) ** 2 / 3 + 4 / 29)
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1).astype(np.float32)

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from . import libraw
+from .bayer import CFA_PHASES
 from .ciff import read_ciff
 from .colour import dng_matrix
 from .dng import RawTags, camera_matrix, read_raw_tags, tag_exif
@@ -38,7 +39,6 @@ RAW_SUFFIXES = frozenset(
     )
     for suffix in line.split()
 )
-CFA_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 MIN_SIDE = 4
 MAX_PIXELS = 400_000_000
 MAX_FILE_BYTES = 2**30

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import UsageError
+from .metrics import LUMA
 
 BLOCK = 32
 REACH = 4
 MATCHED = 0.8
-LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 LOW_PASS = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
 Picture = NDArray[np.uint8]
@@ -44,7 +44,7 @@ def register(picture: Picture, truth: Picture) -> tuple[Picture, NDArray[np.bool
 def _block_shifts(picture: Picture, truth: Picture) -> tuple[Float32, NDArray[np.bool_]]:
     """Shift (y, x) of each block, [by, bx, 2]: how far the truth's content lies from the picture's; which matched."""
     h, w = (n // BLOCK * BLOCK for n in truth.shape[:2])
-    target = _low_passed(truth.astype(np.float32) @ LUMA)
+    target = _low_passed(truth.astype(np.float32) @ np.array(LUMA, np.float32))
     source = _mapped(picture.astype(np.float32)[:h, :w], target[:h, :w])
     padded = np.pad(target, REACH, mode="reflect")
     source = source - _block_mean(source)

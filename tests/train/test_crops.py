@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eguot_sdk.bayer import RED_AT
 from eguot_sdk.errors import UsageError
-from eguot_sdk.ingest import RED_AT, pack
+from eguot_sdk.ingest import pack
 from eguot_sdk.raw import RawFrame
 from eguot_train.data import crops
 from eguot_train.data.crops import PhotoCrops, RawCrops, load_photo, turn_picture

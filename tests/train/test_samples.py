@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_fixtures import make_zrr
+from dataset_fixtures import make_ntire, make_zrr
 from PIL import Image
 
 from eguot_sdk.errors import UsageError
 from eguot_train.data import samples as module
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files
+from eguot_train.data.datasets import open_dataset
 from eguot_train.data.prepare import prepare
 from eguot_train.data.samples import (
     frame_of,
@@ -23,6 +24,7 @@ from eguot_train.data.samples import (
     there,
 )
 from eguot_train.data.scenes import make_scene
+from eguot_train.data.shards import shard_files
 from eguot_train.data.synth import SynthCamera, dng_bytes
 
 
@@ -86,3 +88,21 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert list_samples(raws, "pairs")[0] == []
     with pytest.raises(UsageError, match="is not a folder"):
         list_samples(tmp_path / "absent", "raw")
+
+
+def test_what_a_system_leaves_beside_files_is_no_data(tmp_path: Path) -> None:
+    """macOS writes ._NAME beside every NAME on disks of others; all layouts pass over it."""
+    root = make_ntire(tmp_path / "ntire")
+    whole = open_dataset(root)
+    prepare(root, tmp_path / "out")
+    for folder in (root, tmp_path / "out"):
+        for path in [p for p in folder.rglob("*") if p.is_file()]:
+            path.with_name(f"._{path.name}").write_bytes(b"a system's own")
+    assert open_dataset(root).parts == whole.parts
+    assert len(list_samples(tmp_path / "out", "pairs")[0]) == 0
+    assert not any(path.name.startswith(".") for path in shard_files(tmp_path / "out" / "train"))
+    for name in ("._0.npy", "._a_raw.png", "._s.tar", "._a.dng"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        (tmp_path / "empty" / name).touch()
+    with pytest.raises(UsageError, match="no data set"):
+        open_dataset(tmp_path / "empty")

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from eguot_sdk.bayer import CFA_PHASES
 from eguot_sdk.evaluation import PROTOCOLS, Evaluation, Protocol
 from eguot_sdk.output import SUFFIXES
 
@@ -30,9 +31,7 @@ def data() -> None:
 @click.option("--srgb", type=click.Path(path_type=Path), help="Folder of photos (JPEG, PNG, TIFF, WebP) to unprocess.")
 @click.option("--scenes", type=click.IntRange(min=0), default=0, help="Also shoot this many procedural scenes.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
-@click.option(
-    "--cfa", type=click.Choice(["RGGB", "GRBG", "GBRG", "BGGR"]), default="RGGB", show_default=True, help="Bayer phase."
-)
+@click.option("--cfa", type=click.Choice(CFA_PHASES), default="RGGB", show_default=True, help="Bayer phase.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Which camera.")
 def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> None:
     """Shoot photos with a synthetic camera: OUT/raw/NAME.dng and OUT/pairs, with the photo as the truth.

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eguot_sdk.metrics import LUMA
+
 from .blur import box, gaussian
 
-LUMA = (0.299, 0.587, 0.114)
 BLUR_SIGMA = 4.34
 """Effective sigma in pixels of the 21x21 low-pass of C1."""
 BLUR_RADIUS = 10

@@ -24,8 +24,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.bayer import CFA_PHASES
 from eguot_sdk.errors import EguotError
-from eguot_sdk.ingest import RED_AT
 from eguot_sdk.pairs import write_pair
 
 from .checkpoint import load_run, prefixed, save_checkpoint, write_file
@@ -45,7 +45,7 @@ SCENES = 60
 
 def house_camera(seed: int) -> SynthCamera:
     """The camera of a seed, phase and all, with the house look."""
-    cfa = tuple(RED_AT)[seed % 4]
+    cfa = CFA_PHASES[seed % 4]
     return dataclasses.replace(SynthCamera.from_seed(seed, cfa), look=HOUSE_LOOK, exposure=HOUSE_EXPOSURE)
 
 

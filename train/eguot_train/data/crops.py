@@ -7,7 +7,7 @@ pixels: a crop of c gives planes [c, c, 4] and pictures [2c, 2c, 3].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,19 +32,21 @@ MIN_PHOTO_SIDE = 8
 
 
 def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    """Files below a folder with one of the suffixes, sorted by their path inside it.
-
-    Names that begin with a dot are a system's own (macOS's ._IMG.dng, thumbnails) and left out.
-    """
+    """Files below a folder with one of the suffixes, sorted by their path inside it."""
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
-    return sorted(
-        p
-        for p in folder.rglob("*")
-        if p.suffix.lower() in suffixes
-        and not any(part.startswith(".") for part in p.relative_to(folder).parts)
-        and p.is_file()
-    )
+    return sorted(visible_files(folder, folder.rglob("*"), suffixes))
+
+
+def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
+    """Those of the paths inside a folder that are files with one of the suffixes.
+
+    Names that begin with a dot are a system's own (macOS's ._IMG.dng, thumbnails) and left out, folders too.
+    """
+    for path in paths:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+            yield path
 
 
 def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:

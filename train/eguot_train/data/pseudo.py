@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from eguot_sdk.bayer import RED_AT
 from eguot_sdk.ingest import (
     PLANE_AT,
-    RED_AT,
     balanced_gains,
     cell_mix,
     color_matrix,

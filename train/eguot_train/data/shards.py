@@ -29,7 +29,7 @@ from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import RAW_SUFFIX, TRUTH_SUFFIXES, decode_frame, encode_frame
 from eguot_sdk.raw import RawFrame
 
-from .crops import Picture, load_photo
+from .crops import Picture, load_photo, visible_files
 from .window import Role, Stream
 
 Use = Literal["raw", "srgb", "pairs", "test"]
@@ -127,7 +127,7 @@ def shard_files(where: str | Path, use: Use = "pairs") -> list[Path]:
     text = str(where)
     if Path(text).is_dir():
         folder = _shard_folder(Path(text), use)
-        found = sorted(p for p in folder.iterdir() if p.suffix == ".tar" and p.is_file()) if folder else []
+        found = sorted(_tars(folder)) if folder else []
     elif NUMBERS.search(text):
         found = [Path(p) for p in _numbered(text)]
     elif has_magic(text):
@@ -146,7 +146,11 @@ def shard_files(where: str | Path, use: Use = "pairs") -> list[Path]:
 def _shard_folder(folder: Path, use: Use) -> Path | None:
     """The folder itself, or the part of it, that holds .tar files."""
     places = [folder, *(folder / part for part in PARTS_FOR[use])]
-    return next((p for p in places if p.is_dir() and any(f.suffix == ".tar" for f in p.iterdir())), None)
+    return next((p for p in places if p.is_dir() and any(_tars(p))), None)
+
+
+def _tars(folder: Path) -> Iterator[Path]:
+    return visible_files(folder, folder.iterdir(), frozenset((".tar",)))
 
 
 def _numbered(text: str) -> list[str]:

@@ -25,8 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.bayer import RED_AT
 from eguot_sdk.errors import EguotError, MissingDependency, OutputError, UsageError
-from eguot_sdk.ingest import PLANE_AT, RED_AT, TYPICAL_MATRIX
+from eguot_sdk.ingest import PLANE_AT, TYPICAL_MATRIX
+from eguot_sdk.metrics import LUMA, SRGB_TO_XYZ
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import write_pair
 from eguot_sdk.paths import encoded
@@ -40,10 +42,7 @@ SCENE_SIZE = (480, 640)
 STRIP_ROWS = 256
 """Rows worked on at once; fixed, since the noise is drawn strip by strip."""
 
-SRGB_TO_XYZ = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-RGB_TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+RGB_TO_YCC = np.array([LUMA, [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eguot_sdk.metrics import D65, SRGB_TO_XYZ
+
 from .base import Expert, Features, scaled, strided
 
 BLOCK = 4
@@ -19,11 +21,7 @@ BINS, RANGE, KERNEL = 32, 1.5, 0.08
 BLACK = 0.02
 """Added before the logarithm: noise near black has no colour."""
 THUMBNAIL = 16
-LINEAR_SRGB_TO_XYZ_D65 = (
-    (0.4124564 / 0.95047, 0.3575761 / 0.95047, 0.1804375 / 0.95047),
-    (0.2126729, 0.7151522, 0.0721750),
-    (0.0193339 / 1.08883, 0.1191920 / 1.08883, 0.9503041 / 1.08883),
-)
+LINEAR_SRGB_TO_XYZ_D65 = (SRGB_TO_XYZ / D65[:, None]).tolist()
 """Rows over the white point, so white is (1, 1, 1)."""
 
 

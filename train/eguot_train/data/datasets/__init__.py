@@ -77,7 +77,7 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
 
 
 def _unpaired(folder: Path) -> Dataset:
-    if any(folder.glob("*.tar")) or any(folder.glob("*/*.tar")):
+    if any(folder.glob("[!.]*.tar")) or any(folder.glob("[!.]*/[!.]*.tar")):
         readers = "`train` and `evaluate --pairs` read them; `data check` and `prepare` take what they were made of"
         raise UsageError(f"{folder}: holds shards: {readers}")
     items = plain.load_unpaired(folder)
@@ -133,7 +133,7 @@ def _seen(items: Sequence[Item]) -> RawStatistics:
     for item in spread(raws_of(items), SAMPLE):
         assert item.raw is not None
         try:
-            statistics.add(read_npy(item.raw) if item.raw.suffix == ".npy" else read_mosaic(item.raw))
+            statistics.add(read_npy(item.raw) if item.raw.suffix.lower() == ".npy" else read_mosaic(item.raw))
         except EguotError as error:
             problem = error
     if not statistics.raws:

@@ -23,11 +23,14 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.bayer import CFA_PHASES
 from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
-from eguot_sdk.ingest import RED_AT, unpack
+from eguot_sdk.ingest import unpack
 from eguot_sdk.pairs import Pair, read_mosaic, read_picture
 from eguot_sdk.raw import RawFrame, read_raw
 from eguot_sdk.shading import shaded
+
+from ..crops import visible_files
 
 Kind = Literal["pairs", "zrr", "mai", "ntire26", "ispw", "raws", "photos", "unpaired"]
 PARTS = ("train", "val", "test")
@@ -52,8 +55,8 @@ class RawValues:
     """Gains R, G, B of all raws. None: each is estimated alone, of which a crop tells little."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.cfa, str) or self.cfa not in RED_AT:
-            raise UsageError(f"{self.origin}: cfa must be one of {', '.join(RED_AT)}, not {self.cfa!r}")
+        if not isinstance(self.cfa, str) or self.cfa not in CFA_PHASES:
+            raise UsageError(f"{self.origin}: cfa must be one of {', '.join(CFA_PHASES)}, not {self.cfa!r}")
         if not max(self.black) < self.white <= 65535 or min(self.black) < 0:
             raise UsageError(f"{self.origin}: black {list(self.black)} and white {self.white:g} are no levels")
         if self.white_balance is not None and not all(0 < gain < math.inf for gain in self.white_balance):
@@ -251,11 +254,7 @@ def with_scenes(items: Sequence[Item], settings: Mapping[str, Any]) -> tuple[Ite
 
 def files_in(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files directly in a folder with one of the suffixes, numbers in their names in the order of numbers."""
-    wanted = frozenset(suffixes)
-    return sorted(
-        (p for p in folder.iterdir() if p.suffix.lower() in wanted and not p.name.startswith(".") and p.is_file()),
-        key=lambda p: natural(p.name),
-    )
+    return sorted(visible_files(folder, folder.iterdir(), frozenset(suffixes)), key=lambda p: natural(p.name))
 
 
 def natural(name: str) -> list[tuple[int, int | str]]:

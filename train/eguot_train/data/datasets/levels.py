@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.bayer import RED_AT
 from eguot_sdk.errors import EguotError
-from eguot_sdk.ingest import PLANE_AT, RED_AT
+from eguot_sdk.ingest import PLANE_AT
 
 from .base import Dataset, Four, RawValues, raws_of, spread
 

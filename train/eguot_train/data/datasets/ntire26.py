@@ -35,4 +35,4 @@ def load(part: Path) -> tuple[list[Item], list[str]]:
 
 
 def _arrays(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.glob("*.npy"), None) is not None
+    return folder.is_dir() and bool(files_in(folder, [".npy"]))

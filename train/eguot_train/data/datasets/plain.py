@@ -39,4 +39,4 @@ def load_unpaired(folder: Path) -> list[Item]:
 
 
 def _has_pairs(folder: Path) -> bool:
-    return folder.is_dir() and next(folder.glob("*" + RAW_SUFFIX), None) is not None
+    return folder.is_dir() and next(folder.glob("[!.]*" + RAW_SUFFIX), None) is not None
