@@ -74,7 +74,7 @@ def test_every_key_can_be_set() -> None:
         ("crop=24", "at least 32 packed pixels with potential_reduce=2"),
         ("potential_reduce=8", "at least 128 packed pixels with potential_reduce=8"),
         ("batch=0", "batch must be at least 1"),
-        ("seed=-1", "seed must not be negative"),
+        ("seed=-1", r"seed must be in 0\.\.2\*\*63-1"),
         ("ema=1.5", "ema must be in 0..1"),
         ("transport=-1", "transport must not be negative"),
         ("alpha=0", "alpha must be positive"),
