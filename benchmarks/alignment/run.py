@@ -29,7 +29,6 @@ from eguot_train.alignment import (
     fit_to_pairs,
 )
 from eguot_train.config import TrainConfig
-from eguot_train.content import content_weights
 from eguot_train.data.batches import load_sources
 from eguot_train.data.crops import PHOTO_SUFFIXES, find_files, load_photo
 from eguot_train.data.splits import synthetic_split
@@ -74,13 +73,12 @@ def prior(pairs: Path) -> None:
 @click.option("--first", type=int, default=5, show_default=True)
 @click.option("--count", type=int, default=8, show_default=True)
 def splits(photos: Path, first: int, count: int) -> None:
-    """Score plain moments, the prior alone and the fit without and with content weights, on both protocols."""
-    fits: dict[str, Callable[[list[Tensor], list[Tensor], list[float], list[float]], Alignment]] = {
-        "R(x)": lambda a, b, v, w: Alignment(),
-        "moments": lambda a, b, v, w: fit_plain_alignment(a, b),
-        "prior alone": lambda a, b, v, w: camera_alignment(PRIOR),
-        "fit, all pictures alike": lambda a, b, v, w: fit_alignment(a, b),
-        "fit": lambda a, b, v, w: fit_alignment(a, b, source_weights=v, target_weights=w),
+    """Score plain moments, the prior alone and the fit, on both protocols."""
+    fits: dict[str, Callable[[list[Tensor], list[Tensor]], Alignment]] = {
+        "R(x)": lambda a, b: Alignment(),
+        "moments": fit_plain_alignment,
+        "prior alone": lambda a, b: camera_alignment(PRIOR),
+        "fit": fit_alignment,
     }
     for protocol in ("disjoint", "shuffled"):
         scores: dict[str, list[tuple[float, float]]] = {name: [] for name in fits}
@@ -91,13 +89,11 @@ def splits(photos: Path, first: int, count: int) -> None:
                 config = TrainConfig(
                     mode="unpaired", raw=str(data / "train" / "raw"), srgb=str(data / "photos" / "srgb")
                 )
-                sources = load_sources(config)
-                source, target = colour_samples(config, sources)
-                weights = content_weights(sources.frames, sources.photos, config.color_input)
+                source, target = colour_samples(config, load_sources(config))
                 test: list[Pair] = list_pairs(data / "test" / "pairs")
                 colours = [pair_colours(config, pair) for pair in test]
             for name, fit in fits.items():
-                scores[name].append(score(fit(source, target, *weights), colours))
+                scores[name].append(score(fit(source, target), colours))
         for name, values in scores.items():
             psnr, difference = np.mean(values, 0)
             click.echo(

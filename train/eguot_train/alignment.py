@@ -82,19 +82,21 @@ def fit_alignment(
     source: Sequence[Tensor],
     target: Sequence[Tensor],
     *,
-    source_weights: Sequence[float] | None = None,
     target_weights: Sequence[float] | None = None,
     pairs: Sequence[tuple[Tensor, Tensor]] = (),
 ) -> Alignment:
     """The alignment of R(raws), sampled as `source`, to the photos sampled as `target`.
 
-    `source_weights`, `target_weights`: how much each raw and each photo counts; 1 by default. `pairs`: colours [n, 3]
-    of R and of the truth at the same places, where some are known. Depends on nothing else.
+    `target_weights`: how much each photo counts, such as its mean w(y); 1 by default. `pairs`: colours [n, 3] of R and
+    of the truth at the same places, where some are known. Depends on nothing else.
     """
     known = [(x.double().numpy(), y.double().numpy()) for x, y in pairs]
+    photos = [1.0] * len(target) if target_weights is None else list(target_weights)
     sides = [[x[: max(1, SAMPLES // len(side))] for x in side] for side in (source, target)]
     joined = [torch.cat(side) for side in sides]
-    a, b = (_masses(side, share) for side, share in zip(sides, (source_weights, target_weights), strict=True))
+    a = torch.full((len(joined[0]),), 1 / len(joined[0]))
+    b = torch.cat([torch.full((len(x),), float(w)) for x, w in zip(sides[1], photos, strict=True)])
+    b = b / b.sum()
     weights, potentials = [a, b], None
     rng = np.random.default_rng(0)
     draws = [
@@ -109,13 +111,6 @@ def fit_alignment(
             weights[i] = (1 - DAMPING) * weights[i] + DAMPING * plan / plan.sum()
         values = _most_probable(_side(sides[0], weights[0]), _side(sides[1], weights[1]), draws, known, values)
     return camera_alignment(values)
-
-
-def _masses(pictures: Sequence[Tensor], weights: Sequence[float] | None) -> Tensor:
-    """Of each colour, 1 in all; colours of one picture alike."""
-    shares = [1.0] * len(pictures) if weights is None else weights
-    masses = torch.cat([torch.full((len(x),), float(w)) for x, w in zip(pictures, shares, strict=True)])
-    return masses / masses.sum()
 
 
 def fit_plain_alignment(source: Sequence[Tensor], target: Sequence[Tensor]) -> Alignment:

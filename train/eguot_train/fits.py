@@ -17,7 +17,6 @@ from eguot_sdk.pairs import PairLike
 
 from .alignment import fit_alignment, fit_plain_alignment
 from .config import TrainConfig
-from .content import content_weights
 from .cost import Cost
 from .data.batches import CALIBRATION, Batches, Sources, pictures
 from .losses import pair_loss
@@ -78,18 +77,12 @@ def typicality(config: TrainConfig, sources: Sources, alignment: Alignment) -> l
 
 
 def align(config: TrainConfig, sources: Sources, photo_weights: Sequence[float] | None = None) -> Alignment:
-    """The alignment between a run's raws and photos, weighted to show the same, and its pairs.
-
-    `photo_weights`: mean w(y) of each photo.
-    """
+    """The alignment between a run's raws and photos, and its pairs; `photo_weights`: mean w(y) of each photo."""
     source, target = colour_samples(config, sources)
     if not config.weighted_alignment:
         return fit_plain_alignment(source, target)
     pairs = [pair_colours(config, pair) for pair in sources.pairs[:MOST_PAIRS]]
-    raws, photos = content_weights(sources.frames, sources.photos, config.color_input)
-    if photo_weights is not None:
-        photos = [content * weight for content, weight in zip(photos, photo_weights, strict=True)]
-    return fit_alignment(source, target, source_weights=raws, target_weights=photos, pairs=pairs)
+    return fit_alignment(source, target, target_weights=photo_weights, pairs=pairs)
 
 
 def pair_colours(config: TrainConfig, pair: PairLike) -> tuple[Tensor, Tensor]:

@@ -41,8 +41,8 @@ def photo_typicality(
     """Weight of each photo (uint8 sRGB [H, W, 3]): 1 for the better half, towards 0 for what no raw resembles."""
     if min(len(frames), len(photos)) < FEWEST:
         return [1.0] * len(photos)
-    raws = np.stack([_statistics(reference_thumbnail(frame, alignment, color_input)) for frame in frames])
-    targets = np.stack([_statistics(thumbnail(photo)) for photo in photos])
+    raws = np.stack([_statistics(_thumbnail(_rendered(frame, alignment, color_input))) for frame in frames])
+    targets = np.stack([_statistics(_thumbnail(photo)) for photo in photos])
     mean, deviation = raws.mean(0), raws.std(0) + LEAST_DEVIATION
     raws, targets = (raws - mean) / deviation, (targets - mean) / deviation
     covariance = (1 - SHRINKAGE) * np.cov(raws.T) + SHRINKAGE * np.eye(raws.shape[1])
@@ -55,14 +55,13 @@ def photo_typicality(
     return [float(w) for w in (weights / max(float(np.median(weights)), 1e-12)).clip(max=1.0)]
 
 
-def reference_thumbnail(frame: RawFrame, alignment: Alignment, color_input: ColorInput) -> Array:
-    """`thumbnail` of aligned R(x) at half size."""
+def _rendered(frame: RawFrame, alignment: Alignment, color_input: ColorInput) -> NDArray[np.uint8]:
+    """Aligned R(x) at half size."""
     planes, _ = frame_planes(frame, color_input, 0, 1)
-    return thumbnail(to_uint8(alignment.apply(half_size(planes))[0]))
+    return to_uint8(alignment.apply(half_size(planes))[0])
 
 
-def thumbnail(picture: NDArray[np.uint8]) -> Array:
-    """[SIDE, SIDE, 3] in [0, 1]: means of areas, whatever the picture's proportions."""
+def _thumbnail(picture: NDArray[np.uint8]) -> Array:
     image = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX)
     return np.asarray(image, np.float64) / 255
 
