@@ -33,7 +33,7 @@ from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
 from eguot_train.psi import Psi
 from eguot_train.reference import Alignment
-from eguot_train.trainer import RunLog, TrainingDiverged, train
+from eguot_train.trainer import RAMP, RunLog, TrainingDiverged, train
 
 
 def tiny(mode: Mode, folders: dict[str, str], **fields: Any) -> TrainConfig:
@@ -543,6 +543,16 @@ def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path) -> N
             train(replace(config, **{field: value}), tmp_path / field, echo=quietly)
     with pytest.raises(CheckpointError, match="not a run folder"):
         train(replace(config, init=str(tmp_path / "absent")), tmp_path / "third", echo=quietly)
+
+
+def test_a_run_from_another_begins_with_small_steps(folders: dict[str, str], tmp_path: Path) -> None:
+    """Adam's first step moves every weight by the rate itself."""
+    first = train(tiny("supervised", folders), tmp_path / "first", echo=quietly)
+    start = load_run(first).net.state_dict()
+    second = train(tiny("supervised", folders, steps=1, init=str(first), lr=1e-3), tmp_path / "second", echo=quietly)
+    tensors, _ = read_checkpoint(checkpoints(second)[-1])
+    moved = max(float((tensors[f"net.{name}"] - value).abs().max()) for name, value in start.items())
+    assert moved == pytest.approx(1e-3 / RAMP, rel=0.02)
 
 
 def test_unknown_names_and_empty_folders_stop_before_anything_is_written(

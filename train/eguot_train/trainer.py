@@ -63,6 +63,8 @@ from .sheet import captioned, save_sheet
 
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
+RAMP = 20
+"""Steps over which the network's rate rises in a run that starts from another one."""
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
 
@@ -711,7 +713,9 @@ def _set_rates(
     committee: Committee | None,
 ) -> None:
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
-    rates = [(opt_net, config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)]
+    # Adam's first steps are as large as its later ones whatever the gradient: they would spoil a network that is good.
+    ramp = 1.0 if config.init is None else min(1.0, (step + 1) / RAMP)
+    rates = [(opt_net, ramp * config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)]
     if committee is not None:
         rates.append((committee.optimizer, config.lr_experts, 0.1))
     for optimizer, rate, floor in rates:
