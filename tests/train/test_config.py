@@ -136,5 +136,8 @@ def test_modes_say_what_they_draw() -> None:
 def test_defaults_suit_the_machine(cuda: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: cuda)
     config = for_machine("unpaired", raw="a", steps=9)
+    started = for_machine("unpaired", raw="a", steps=9, init="run")
+    assert started.lr < config.lr
+    assert for_machine("paired", init="run", lr=0.01).lr == 0.01
     assert (config.device, config.raw, config.steps) == ("cuda" if cuda else "cpu", "a", 9)
     assert (config.crop, config.batch, config.potential_width) == ((128, 32, 64) if cuda else (64, 8, 16))

@@ -15,11 +15,16 @@ import torch
 from .checkpoint import build_isp
 from .config import PAIRED_TRANSPORT, Mode, TrainConfig
 
+STARTED_LR = 3e-4
+"""Learning rate of a run that starts from another: the full one undoes some of what that has learnt."""
+
 
 def for_machine(mode: Mode, **fields: Any) -> TrainConfig:
     """Defaults of a mode on this machine; `fields` override single values."""
     if mode == "paired":
         fields = {"transport": PAIRED_TRANSPORT, **fields}
+    if fields.get("init") is not None:
+        fields = {"lr": STARTED_LR, **fields}
     if torch.cuda.is_available():
         gpu: dict[str, Any] = {
             "device": "cuda", "batch": 32, "crop": 128, "potential_width": 64, "potential_reduce": 1,
