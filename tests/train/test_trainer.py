@@ -337,14 +337,18 @@ def test_ctrl_c_keeps_the_step(folders: dict[str, str], tmp_path: Path, monkeypa
         update(*arguments)
 
     monkeypatch.setattr(trainer, "update_average", pressed)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", echo=lines.append)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", echo=lines.append)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     monkeypatch.undo()
     assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000002"]
     assert lines[-2:] == [
         "stopping after this step; Ctrl-C again stops at once", "stopped after step 2 of 4; go on with --resume"
     ]  # fmt: skip
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert same(final(train(config, tmp_path / "run", resume=True, echo=quietly)), final(unbroken))
 
 
