@@ -129,3 +129,15 @@ main(["train", "paired", "--pairs", ".", "--out", "run"])
     assert done.returncode == 1
     assert "eguot-sdk[train]" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_has_an_exit_code_of_its_own(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eguot_train.trainer.train", stopped)
+    done = invoke("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"))
+    assert done.exit_code == 130
+    assert done.stderr == "stopped before a step was kept; start again\n"

@@ -10,6 +10,9 @@ import click
 
 from . import MAX_SEED
 
+STOPPED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
 
 @click.command()
 @click.argument("mode", type=click.Choice(["unpaired", "paired", "mixed", "supervised"]))
@@ -61,7 +64,7 @@ def train(
     from dataclasses import replace
 
     from . import ranks
-    from .checkpoint import read_config
+    from .checkpoint import checkpoints, read_config
     from .recipes import for_machine
     from .trainer import train as run
 
@@ -77,7 +80,12 @@ def train(
         if init is not None:
             fields = _like(init) | fields
         config = for_machine(mode, **fields).with_settings(settings)
-    run(config, out, resume=resume)
+    try:
+        run(config, out, resume=resume)
+    except KeyboardInterrupt:
+        if ranks.speaks() and not checkpoints(out):
+            click.echo("stopped before a step was kept; start again", err=True)
+        raise SystemExit(STOPPED) from None
     if ranks.speaks():
         click.echo(f"trained {out}", err=True)
 
@@ -102,7 +110,10 @@ def _refuse_unread(mode: str, **folders: Path | None) -> None:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def isps(as_json: bool) -> None:
-    """List the architectures as they run: parameters, multiply-adds per output pixel, halo, whether mobile-safe."""
+    """List the architectures as they run: parameters, multiply-adds per output pixel, halo, whether mobile-safe.
+
+    mobile-safe: no op that a phone's fast path refuses; what others lose and where, `eguot-sdk lint` says.
+    """
     from .isps import ISPS
 
     rows = [_isp_row(name) for name in ISPS]
