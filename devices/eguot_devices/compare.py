@@ -215,6 +215,8 @@ def budget_lines(device: DeviceReport, budget_ms: float) -> list[str]:
         else:
             fitting.append((model, time_ms))
     lines += [f"{failure.name}: could not be measured" for failure in device.failed]
+    if not device.models:
+        return [f"nothing was measured on {device.device}, so nothing can be chosen", *lines]
     if not fitting:
         return [f"nothing fits into {budget_ms:g} ms on {device.device}", *lines]
     best, time_ms = max(fitting, key=lambda f: (f[0].accuracy.psnr_db if f[0].accuracy else 0.0, -f[1]))

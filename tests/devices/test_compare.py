@@ -247,6 +247,9 @@ def test_a_budget_that_nothing_fits_says_by_how_much(report: Report) -> None:
         "a: takes 10.0 ms, 5.0 too long",
         "broken.tflite: could not be measured",
     ]
+    assert budget_lines(with_models(report).devices[0], 5.0) == [
+        "nothing was measured on local, so nothing can be chosen", "broken.tflite: could not be measured"
+    ]  # fmt: skip
 
 
 def test_without_quality_the_fastest_is_best(report: Report) -> None:

@@ -23,7 +23,7 @@ from eguot_train.cli_data import evaluate as command
 from eguot_train.data.crops import float_spec
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
-from eguot_train.evaluate import csv_path, evaluate_model
+from eguot_train.evaluate import csv_path, evaluate_model, trained_on
 
 
 @pytest.fixture
@@ -102,6 +102,23 @@ def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"{result['psnr_db']:.2f} dB" in done.stdout
     assert (tmp_path / "scores" / f"evaluate-{tmp_path.name}-pairs.csv").is_file()
+
+
+def test_a_run_scored_on_what_it_learnt_from_is_told(run: Path, pairs: Path, tmp_path: Path) -> None:
+    from eguot_train.config import TrainConfig
+
+    assert trained_on(run, pairs) is None
+    assert trained_on("default", pairs) is None
+    (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(pairs)).to_json())
+    done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--json"])
+    assert "run was trained on these pairs: only others say what it is worth" in done.stderr
+    others = Path(shutil.copytree(pairs, tmp_path / "others"))
+    assert trained_on(run, others) is None
+    parts = tmp_path / "set"
+    for part in ("train", "test"):
+        shutil.copytree(pairs, parts / part)
+    (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(parts)).to_json())
+    assert trained_on(run, parts) is None
 
 
 def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,8 @@ def evaluate(
     items, notes = scoring.pairs_to_score(pairs)
     evaluation = scoring.evaluate_model(model, items, protocol=protocol, lpips=Lpips.find(lpips))
     problems = evaluation.skipped
-    for line in (*notes, *(f"skipped: {problem}" for problem in problems)):
+    learnt = scoring.trained_on(model, pairs)
+    for line in (*notes, *([learnt] if learnt else []), *(f"skipped: {problem}" for problem in problems)):
         click.echo(line, err=True)
     csv = evaluation.write_csv(scoring.csv_path(model, pairs, out, protocol))
     if worst is not None:

@@ -145,6 +145,23 @@ def _summary(item: Item, picture: np.ndarray) -> PictureSummary:
         raise UsageError(f"{item.files()[0]}: {error}") from error
 
 
+def trained_on(model: str | Path, pairs: Path) -> str | None:
+    """A warning where a run is scored on the pairs that it learnt from, else None."""
+    run = Path(model)
+    if not (run / "config.json").is_file():
+        return None
+    from .checkpoint import read_config
+
+    learnt = read_config(run).pairs
+    if learnt is None or Path(learnt).resolve() != pairs.resolve():
+        return None
+    if not is_shards(pairs, "test"):
+        dataset = open_dataset(pairs)
+        if dataset.part("train") != dataset.part("test"):
+            return None
+    return f"{run.name} was trained on these pairs: only others say what it is worth"
+
+
 def worst_sheet(
     path: Path, model: str | Path, pairs: Sequence[PairLike], evaluation: Evaluation, count: int = 10
 ) -> None:

@@ -16,6 +16,8 @@ from .checkpoint import write_file
 LOG_EVERY = 10
 TELL_S = 30.0
 """A pipe gets a line so often."""
+FIRST_S = 5.0
+"""And the first one so soon."""
 
 
 class NoLog:
@@ -40,7 +42,8 @@ class RunLog:
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(run)
         self._values: dict[str, list[float]] = {}
-        self._started = self._told = time.monotonic()
+        self._started = time.monotonic()
+        self._told = self._started - TELL_S + FIRST_S
         self._first, self._steps, self._echo = start, steps, echo
         self._bar = _bar(start, steps)
 
