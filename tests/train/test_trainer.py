@@ -73,8 +73,8 @@ def test_a_pipe_is_told_how_far_it_is_however_slow_the_steps(tmp_path: Path, mon
         clock += 2.0
         log.add(step, {"loss_v": 0.5})
     log.close()
-    assert [line.split()[1] for line in lines] == ["20/100", "40/100", "60/100", "80/100", "100/100"]
-    assert lines[0] == "step 20/100  0.50 steps/s  2:40 left  v 0.5"
+    assert [line.split()[1] for line in lines] == ["10/100", "30/100", "50/100", "70/100", "90/100", "100/100"]
+    assert lines[0] == "step 10/100  0.50 steps/s  3:00 left  v 0.5"
     assert lines[-1] == "step 100/100  0.50 steps/s  v 0.5"
 
 
