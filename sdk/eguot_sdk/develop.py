@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
 from .output import SUFFIXES, remove_leftovers, write_image
+from .paths import visible_files
 from .progress import Progress, progress_bar
 from .raw import RAW_SUFFIXES
 from .workers import map_cluster
@@ -318,13 +319,9 @@ def _raws(inputs: Sequence[Path]) -> list[tuple[Path, ...]]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    """The raws of a folder; names that begin with a dot are a system's own, as macOS's ._IMG.dng."""
+    """The raws of a folder."""
     try:
-        inside = sorted(
-            p
-            for p in folder.iterdir()
-            if p.suffix.lower() in RAW_SUFFIXES and not p.name.startswith(".") and p.is_file()
-        )
+        inside = sorted(visible_files(folder, folder.iterdir(), RAW_SUFFIXES))
     except OSError as error:
         raise RawError(f"{folder}: cannot be listed ({error.strerror or error})") from error
     if not inside:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,3 +27,14 @@ def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | 
     except OSError as problem:
         raise error(f"{path}: cannot be looked at ({problem.strerror or problem})") from problem
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else None
+
+
+def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
+    """Those of the paths inside a folder that are files with one of the suffixes.
+
+    Names that begin with a dot are a system's own (macOS's ._IMG.dng, thumbnails) and left out, folders too.
+    """
+    for path in paths:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.suffix.lower() in suffixes and not hidden and path.is_file():
+            yield path

@@ -7,7 +7,7 @@ pixels: a crop of c gives planes [c, c, 4] and pictures [2c, 2c, 3].
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from eguot_sdk.errors import UsageError
 from eguot_sdk.icc import as_srgb
 from eguot_sdk.ingest import Ingest
+from eguot_sdk.paths import visible_files
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput, IspSpec
 
@@ -36,17 +37,6 @@ def find_files(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     if not folder.is_dir():
         raise UsageError(f"{folder} is not a folder")
     return sorted(visible_files(folder, folder.rglob("*"), suffixes))
-
-
-def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
-    """Those of the paths inside a folder that are files with one of the suffixes.
-
-    Names that begin with a dot are a system's own (macOS's ._IMG.dng, thumbnails) and left out, folders too.
-    """
-    for path in paths:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix.lower() in suffixes and not hidden and path.is_file():
-            yield path
 
 
 def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = True) -> Picture:

@@ -27,9 +27,10 @@ from PIL import Image
 from eguot_sdk.errors import CorruptRaw, OutputError, UsageError
 from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import RAW_SUFFIX, TRUTH_SUFFIXES, decode_frame, encode_frame
+from eguot_sdk.paths import visible_files
 from eguot_sdk.raw import RawFrame
 
-from .crops import Picture, load_photo, visible_files
+from .crops import Picture, load_photo
 from .window import Role, Stream
 
 Use = Literal["raw", "srgb", "pairs", "test"]

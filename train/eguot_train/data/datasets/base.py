@@ -27,10 +27,9 @@ from eguot_sdk.bayer import CFA_PHASES
 from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
 from eguot_sdk.ingest import unpack
 from eguot_sdk.pairs import Pair, read_mosaic, read_picture
+from eguot_sdk.paths import visible_files
 from eguot_sdk.raw import RawFrame, read_raw
 from eguot_sdk.shading import shaded
-
-from ..crops import visible_files
 
 Kind = Literal["pairs", "zrr", "mai", "ntire26", "ispw", "raws", "photos", "unpaired"]
 PARTS = ("train", "val", "test")
