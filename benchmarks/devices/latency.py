@@ -25,7 +25,8 @@ from ai_edge_litert.interpreter import Interpreter
 from eguot_devices.measure import synthetic_frame
 from eguot_devices.timing import median_interval, repeat
 from eguot_sdk.ingest import Ingest
-from eguot_sdk.isp import DEFAULT_ISP, ISP
+from eguot_sdk.isp import ISP
+from eguot_sdk.paths import DEFAULT_ISP
 from eguot_sdk.runtimes import open_runtime
 from eguot_sdk.tiling import plan
 

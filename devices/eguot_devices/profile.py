@@ -19,10 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from eguot_sdk.errors import EguotError, UsageError
-from eguot_sdk.isp import DEFAULT_ISP
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
-from eguot_sdk.paths import kind_of
+from eguot_sdk.paths import DEFAULT, kind_of, named_isp
 from eguot_sdk.progress import Progress, progress_bar
 from eguot_sdk.raw import read_raw
 
@@ -31,8 +30,6 @@ from .measure import SYNTHETIC_SIZE, Job
 from .schema import DeviceReport, Failure, Machine, ModelProfile, PairsFacts, RawFacts, Report
 from .targets import Target, open_target
 
-DEFAULT = "default"
-"""Names the ISP inside the package."""
 BUSY_SHARE = 0.1
 """Share of the cores that others may keep busy before a report says so."""
 NOISY_PCT = 20.0
@@ -228,9 +225,7 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
 
 
 def _model_path(model: str | Path) -> Path:
-    path = Path(model)
-    if str(model) == DEFAULT and kind_of(path, UsageError) is None:
-        path = DEFAULT_ISP
+    path = named_isp(model)
     if kind_of(path, UsageError) != "file":
         raise UsageError(f"{path}: no such ISP file; give a .tflite that `convert` wrote, or `{DEFAULT}`")
     return path

@@ -22,6 +22,7 @@ import click
 
 from .bayer import CFA_PHASES
 from .errors import EguotError, MissingDependency
+from .paths import named_isp
 
 PLUGINS = "eguot_sdk.commands"
 OUR_PACKAGES = ("eguot_sdk", "eguot_train", "eguot_compress", "eguot_devices")
@@ -303,7 +304,7 @@ def process(
 
         overrides = Overrides(cfa=cfa, black=black_level, white=white_level, white_balance=wb)
     settings = develop.Settings(
-        model=None if model == Path("default") else model,  # the word that other commands take
+        model=None if model is None else named_isp(model),
         threads=threads,
         tile=tile,
         delegate=delegate,
@@ -328,11 +329,11 @@ def process(
 def inspect(file: Path, as_json: bool) -> None:
     """Show what a raw holds and the ISP will use, or what an ISP file is.
 
-    Of a raw: every value and where it came from. Of an ISP file: its spec, operators and sizes.
+    Of a raw: every value and where it came from. Of an ISP file, or `default`: its spec, operators and sizes.
     """
     from . import inspection
 
-    facts = inspection.inspect_file(file)
+    facts = inspection.inspect_file(named_isp(file))
     click.echo(json.dumps(facts, indent=2) if as_json else inspection.as_text(facts))
 
 

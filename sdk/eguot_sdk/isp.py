@@ -27,6 +27,7 @@ from .errors import IspFileError, UsageError
 from .ingest import Ingest, dequantise, quantise
 from .ispfile import read_spec
 from .output import Picture, lying, to_square_pixels, upright
+from .paths import DEFAULT_ISP
 from .raw import AS_IN_FILE, Overrides, RawFrame, read_raw
 from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
 from .runtimes.fake import FakeRuntime, fake_spec
@@ -35,7 +36,6 @@ from .spec import IspSpec, TensorSpec
 from .tiling import TileSide, Tiling, auto_tile, plan, tile_side
 from .workers import core_count
 
-DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 MAX_EXPOSURE_EV = 16.0
 MAX_THREADS = 256
 STRIPE = 1 << 14
@@ -444,7 +444,8 @@ def _storer(tensor: TensorSpec, bits: int) -> Storer:
         return partial(_store_float, 255.0 if bits == 8 else 65535.0)
     if bits == 16:
         raise UsageError(
-            f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8, or give one in fp32"
+            f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8, or give one "
+            "in fp32 (of the default ISP `eguot-sdk convert default --precision fp32` makes one)"
         )
     unsigned = np.dtype(f"u{np.dtype(tensor.dtype).itemsize}")
     codes = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned)

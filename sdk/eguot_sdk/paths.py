@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 from .errors import EguotError
+
+DEFAULT = "default"
+"""What names the default ISP, or its run, where a command takes a path and none of that name exists."""
+DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 
 
 def encoded(text: str) -> bytes:
@@ -27,6 +32,12 @@ def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | 
     except OSError as problem:
         raise error(f"{path}: cannot be looked at ({problem.strerror or problem})") from problem
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else None
+
+
+def named_isp(model: str | Path) -> Path:
+    """Where an ISP file lies: `DEFAULT_ISP` for the word `default`, unless something of that name lies there."""
+    path = Path(model)
+    return DEFAULT_ISP if path == Path(DEFAULT) and not os.path.lexists(path) else path
 
 
 def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:

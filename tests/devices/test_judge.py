@@ -13,9 +13,10 @@ from eguot_devices.judge import MAX_GOLDEN_BYTES, Golden, _golden_beside, accura
 from eguot_devices.measure import GOLDEN_OUTPUT, golden_output
 from eguot_sdk.errors import EguotError
 from eguot_sdk.evaluation import evaluate
-from eguot_sdk.isp import DEFAULT_ISP, ISP
+from eguot_sdk.isp import ISP
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import list_pairs
+from eguot_sdk.paths import DEFAULT_ISP
 
 
 def test_the_golden_pair_beside_a_file_is_the_reference(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from ai_edge_litert.interpreter import Interpreter
 
 from eguot_devices import operators as finding
 from eguot_devices.operators import operators
-from eguot_sdk.isp import DEFAULT_ISP
 from eguot_sdk.ispfile import describe
+from eguot_sdk.paths import DEFAULT_ISP
 
 
 @pytest.mark.parametrize("name", ["tiny.fp32.tflite", "tiny.w8a8.tflite"])

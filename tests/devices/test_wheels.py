@@ -11,7 +11,7 @@ import pytest
 
 from eguot_devices import wheels
 from eguot_sdk.errors import EguotError
-from eguot_sdk.isp import DEFAULT_ISP
+from eguot_sdk.paths import DEFAULT_ISP
 
 BOARD = {"python": (3, 11, 2), "machine": "aarch64", "libc": ("glibc", "2.36")}
 

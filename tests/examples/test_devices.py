@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 
 from eguot_sdk import ISP, IspSpec, RawFrame
-from eguot_sdk.isp import DEFAULT_ISP
 from eguot_sdk.ispfile import read_spec
+from eguot_sdk.paths import DEFAULT_ISP
 from eguot_sdk.runtimes.fake import FakeRuntime
 from eguot_sdk.spec import TensorSpec
 

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from eguot_sdk.errors import EguotError, GateError, UsageError
 from eguot_sdk.inspection import raw_facts
 from eguot_sdk.isp import ISP
 from eguot_sdk.output import write_image
+from eguot_sdk.paths import DEFAULT_ISP
 from eguot_sdk.raw import RawFrame
 
 SDK = Path(cli.__file__).resolve().parent.parent
@@ -537,6 +539,16 @@ def test_inspect_shows_what_the_isp_will_use(shipped: Path) -> None:
     text = run("inspect", path).stdout
     assert "RGGB" in text
     assert "Canon PowerShot S40" in text
+
+
+def test_the_word_default_names_the_default_isp_unless_a_file_is_called_so(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = run("inspect", "default", "--json")
+    assert asked.stdout == run("inspect", DEFAULT_ISP, "--json").stdout
+    shutil.copy(shipped / "tiny.w8a8.tflite", "default")
+    assert json.loads(run("inspect", "default", "--json").stdout)["file"] == "default"
 
 
 def test_inspect_shows_whole_counts(make_dng: MakeDng, counts: Any, tmp_path: Path) -> None:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.ingest import Ingest
-from eguot_sdk.isp import DEFAULT_ISP, ISP
+from eguot_sdk.isp import ISP
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs, write_pair
+from eguot_sdk.paths import DEFAULT_ISP
 from eguot_train.cli_data import evaluate as command
 from eguot_train.data.crops import float_spec
 from eguot_train.data.scenes import make_scene

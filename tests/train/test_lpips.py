@@ -14,8 +14,9 @@ from click.testing import CliRunner
 from torch import nn
 
 from eguot_sdk.errors import UsageError
-from eguot_sdk.isp import DEFAULT_ISP, ISP
+from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs, write_pair
+from eguot_sdk.paths import DEFAULT_ISP
 from eguot_train.cli_data import evaluate as command
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera

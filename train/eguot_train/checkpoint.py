@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_sdk.output import written_beside
+from eguot_sdk.paths import DEFAULT
 
 from .config import TrainConfig
 from .isps import ISPS, IspNet
@@ -171,7 +172,7 @@ def _own_class(name: str) -> type[IspNet]:
 
 def named_run(run: Path) -> Path:
     """The folder of a run as a person names it: `default` is DEFAULT_RUN, where no folder of that name lies here."""
-    return DEFAULT_RUN if run == Path("default") and not run.exists() else run
+    return DEFAULT_RUN if run == Path(DEFAULT) and not run.exists() else run
 
 
 def read_config(run: Path) -> TrainConfig:

@@ -22,6 +22,7 @@ from eguot_sdk.evaluation import Evaluation, Protocol, Render, evaluate, evaluat
 from eguot_sdk.isp import ISP
 from eguot_sdk.likeness import PictureSet, PictureSummary, summarise
 from eguot_sdk.pairs import PairLike
+from eguot_sdk.paths import DEFAULT, named_isp
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 
@@ -29,8 +30,6 @@ from .data.datasets import PARTS, Item, open_dataset, pairs_of, photos_of, raws_
 from .data.shards import is_shards, read_index, shard_files
 from .lpips import Lpips
 
-DEFAULT = "default"
-"""Names the ISP inside the package."""
 MANY = 24
 """From so many pairs on processes share the work: starting them costs seconds."""
 
@@ -203,11 +202,10 @@ def run_render(run: Path) -> Render:
 
 def file_render(model: str | Path, threads: int | None = None) -> Render:
     """How an ISP file renders, through its real runtime. Raises UsageError, IspFileError."""
-    if str(model) == DEFAULT and not Path(model).exists():
-        return _eight_bits(ISP.load(threads=threads))
-    if not Path(model).is_file():
+    path = named_isp(model)
+    if not path.is_file():
         raise UsageError(f"{model}: no such run folder or ISP file; give a folder of `train`, a .tflite or `{DEFAULT}`")
-    return _eight_bits(ISP.load(model, threads=threads))
+    return _eight_bits(ISP.load(path, threads=threads))
 
 
 def _eight_bits(isp: ISP) -> Render:
