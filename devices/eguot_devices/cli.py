@@ -64,13 +64,11 @@ def profile(
     from .compare import budget_lines
     from .profile import Asked
     from .profile import profile as run
-    from .report import failure_line, make_folder, to_json, to_table, write_report
+    from .report import failure_line, to_json, to_table, write_report
 
     asked = Asked(
         raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, delegate=delegate, max_seconds=max_seconds
     )
-    if out is not None:
-        make_folder(out)
     with tempfile.TemporaryDirectory() as pictures:
         report = run(
             models,
@@ -78,16 +76,19 @@ def profile(
             asked=asked,
             benchmark_model=benchmark_model,
             pictures=Path(pictures),
+            out=out,
             command=_command(models, devices, asked),
         )
-        # Before it is written, which may fail: it took minutes to measure.
-        click.echo(to_json(report) if as_json else to_table(report))
-        if budget_ms is not None:
-            for device in report.devices:
-                click.echo("\n" + "\n".join(budget_lines(device, budget_ms)), err=as_json)
-        if out is not None:
-            for path in write_report(report, out, pictures=Path(pictures), pairs=pairs):
-                click.echo(f"wrote {path}", err=True)
+        # It took minutes to measure: where it cannot be written it is shown, where it cannot be shown it is written.
+        try:
+            if out is not None:
+                for path in write_report(report, out, pictures=Path(pictures), pairs=pairs):
+                    click.echo(f"wrote {path}", err=True)
+        finally:
+            click.echo(to_json(report) if as_json else to_table(report))
+            if budget_ms is not None:
+                for device in report.devices:
+                    click.echo("\n" + "\n".join(budget_lines(device, budget_ms)), err=as_json)
     failed = [failure for device in report.devices for failure in device.failed]
     if failed:
         if as_json:

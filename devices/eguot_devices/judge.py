@@ -22,6 +22,7 @@ from eguot_sdk.evaluation import MAX_DB, Evaluation, score_image
 from eguot_sdk.ingest import dequantise, quantise
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair
+from eguot_sdk.paths import encoded
 from eguot_sdk.spec import IspSpec
 
 from .measure import GOLDEN_OUTPUT, Job
@@ -48,7 +49,7 @@ def make_golden(job: Job, folder: Path) -> Golden:
     """The golden pair of an ISP file, its input written into `folder`. Raises EguotError where it does not run."""
     model = Path(job.model)
     spec = read_spec(model)
-    where = folder / hashlib.sha256(job.model.encode()).hexdigest()[:16]
+    where = folder / hashlib.sha256(encoded(job.model)).hexdigest()[:16]
     where.mkdir()
     path = where / "input.npy"
     beside = _golden_beside(model, spec)

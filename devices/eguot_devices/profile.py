@@ -21,12 +21,13 @@ from pathlib import Path
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
-from eguot_sdk.paths import DEFAULT, kind_of, named_isp
+from eguot_sdk.paths import DEFAULT, encoded, kind_of, named_isp
 from eguot_sdk.progress import Progress, progress_bar
 from eguot_sdk.raw import read_raw
 
 from .judge import Golden, accuracy, make_golden, parity
 from .measure import SYNTHETIC_SIZE, Job
+from .report import make_folder
 from .schema import DeviceReport, Failure, Machine, ModelProfile, PairsFacts, RawFacts, Report
 from .targets import Target, open_target
 
@@ -61,12 +62,14 @@ def profile(
     asked: Asked | None = None,
     benchmark_model: Path | None = None,
     pictures: Path | None = None,
+    out: Path | None = None,
     command: str = "",
 ) -> Report:
     """Measure ISP files (or `default`) on devices, with progress on stderr.
 
     `benchmark_model`: LiteRT's tool, for adb devices. `pictures`: an empty folder that gets what each device made of
-    the pairs, as DEVICE-MODEL/NAME.png by their places in the report. Raises UsageError or RawError; a device that
+    the pairs, as DEVICE-MODEL/NAME.png by their places in the report. `out`: a folder that is made, if absent, once the
+    arguments were checked and before anything is measured. Raises UsageError, RawError or OutputError; a device that
     cannot be reached and a model that fails are in `failed`.
     """
     asked = asked or Asked()
@@ -79,6 +82,8 @@ def profile(
     jobs = _jobs(models, asked)
     raw_facts = _raw_facts(asked.raw)
     pairs_facts = None if asked.pairs is None else _pairs_facts(asked.pairs)
+    if out is not None:
+        make_folder(out)
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) if pictures is None else pictures
         golden = [_golden(job, Path(work)) for job in jobs]
@@ -259,7 +264,7 @@ def _sha256(paths: Sequence[Path]) -> str:
     if len(paths) == 1:
         return hashes[0]
     lines = "".join(f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+    return hashlib.sha256(encoded(lines)).hexdigest()
 
 
 def _sdk_version() -> str:

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from eguot_sdk.errors import EguotError, OutputError, UsageError
 from eguot_sdk.output import written_beside
+from eguot_sdk.paths import encoded
 
 from .schema import SCHEMA_VERSION, DeviceReport, Failure, Latency, Machine, ModelProfile, Report, from_dict, to_dict
 
@@ -98,14 +99,14 @@ def write_report(
 
     make_folder(folder)
     written = []
-    texts = {
-        "report.json": to_json(report) + "\n",
-        "report.csv": to_csv(report),
-        "report.html": to_html(report, pictures=pictures, pairs=pairs),
+    files = {
+        "report.json": encoded(to_json(report) + "\n"),
+        "report.csv": encoded(to_csv(report)),
+        "report.html": encoded(to_html(report, pictures=pictures, pairs=pairs)),
     }
-    for name, text in texts.items():
+    for name, data in files.items():
         with written_beside(folder / name) as file:
-            file.write(text.encode())
+            file.write(data)
         written.append(folder / name)
     return written
 

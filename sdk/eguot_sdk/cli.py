@@ -22,7 +22,7 @@ import click
 
 from .bayer import CFA_PHASES
 from .errors import EguotError, MissingDependency
-from .paths import named_isp
+from .paths import AS_ON_DISK, named_isp
 
 PLUGINS = "eguot_sdk.commands"
 OUR_PACKAGES = ("eguot_sdk", "eguot_train", "eguot_compress", "eguot_devices")
@@ -75,9 +75,9 @@ class Commands(click.Group):
 
 
 def _ready_streams() -> None:
-    """See to it that the name of any file can be written to stdout, and that there is a stderr."""
+    """See to it that any text can be written to stdout, names of files above all, and that there is a stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+        sys.stdout.reconfigure(errors=AS_ON_DISK)
     if sys.stderr is None:  # 2>&-: whatever is opened next would be descriptor 2 and get what C libraries print
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.set_inheritable(2, True)

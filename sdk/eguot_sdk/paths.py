@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -15,9 +16,27 @@ DEFAULT = "default"
 DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
 
 
+AS_ON_DISK = "eguot-as-on-disk"
+"""What `errors` of an encoding may be: names of files that are not UTF-8 become the bytes they are on disk, and what an
+encoding cannot hold at all an escape such as \\u65e5."""
+
+
+def _as_on_disk(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    error.end = error.start + 1  # one by one: what follows may be of the other kind
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeEncodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+codecs.register_error(AS_ON_DISK, _as_on_disk)
+
+
 def encoded(text: str) -> bytes:
-    """UTF-8 of a text that may hold names of files; names that are not UTF-8 become the bytes they are on disk."""
-    return text.encode("utf-8", "surrogateescape")
+    """UTF-8 of any text; names of files that are not UTF-8 become the bytes they are on disk."""
+    return text.encode("utf-8", AS_ON_DISK)
 
 
 def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | None:

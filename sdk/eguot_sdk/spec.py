@@ -199,12 +199,17 @@ def _strict(cls: type, data: object, where: str) -> dict[str, Any]:
 
 
 def _check_values(value: object, depth: int = 0) -> None:
-    """Refuse numbers that are none, which JSON does not have but Python reads, and what is nested too deeply."""
+    """Refuse what Python reads but nobody can use: numbers and texts that are none, and what is nested too deeply."""
     if depth > MAX_DEPTH:
         raise IspFileError(f"spec: lists and objects lie in one another more than {MAX_DEPTH} deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise IspFileError(f"spec: {value} is no number of JSON")
-    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise IspFileError(f"spec: {value!r:.80} holds half of a surrogate pair, which is no text") from error
+    for item in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
         _check_values(item, depth + 1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from eguot_devices import cli
 from eguot_devices import profile as profiling
+from eguot_devices.report import read_report
 from eguot_devices.schema import Report, from_dict
 from eguot_sdk.cli import main
 
@@ -51,7 +53,7 @@ def test_a_model_that_fails_is_told_and_the_exit_code_is_1(runner: CliRunner, tm
 def test_out_onto_a_file_is_told_before_anything_is_measured(
     runner: CliRunner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: pytest.fail("measured"))
+    monkeypatch.setattr(profiling, "_golden", lambda *arguments: pytest.fail("measured"))
     (tmp_path / "file").touch()
     result = runner.invoke(main, ["profile", "default", "--device", "local", "--out", str(tmp_path / "file")])
     assert result.exit_code == 1
@@ -69,6 +71,26 @@ def test_a_report_that_cannot_be_written_is_shown_all_the_same(
     assert "report.json: cannot be written" in result.stderr
     assert "nothing fits into 5 ms" in result.stderr
     assert from_dict(Report, json.loads(result.stdout)) == report
+
+
+def test_a_report_that_cannot_be_shown_is_written_all_the_same(
+    runner: CliRunner, report: Report, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def echo(text: str, *, err: bool = False) -> None:
+        if not err:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: report)
+    monkeypatch.setattr(cli.click, "echo", echo)
+    result = runner.invoke(main, ["profile", "default", "--device", "local", "--out", str(tmp_path)])
+    assert isinstance(result.exception, OSError)
+    assert read_report(tmp_path / "report.json") == report
+
+
+def test_a_wrong_command_line_makes_no_folder(runner: CliRunner, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    assert runner.invoke(main, ["profile", "none.tflite", "--device", "local", "--out", str(out)]).exit_code == 2
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("tool", [[], ["--benchmark-model", "none"], ["--benchmark-model", "x" * 300]])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -25,6 +27,14 @@ def test_the_golden_pair_beside_a_file_is_the_reference(tmp_path: Path) -> None:
     with np.load(DEFAULT_ISP.with_suffix(".golden.npz")) as arrays:
         assert np.array_equal(golden.output, arrays["output"])
         assert np.array_equal(np.load(golden.input_path), arrays["input"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+def test_a_file_whose_name_is_no_utf8_has_a_golden_pair(tmp_path: Path) -> None:
+    model = tmp_path / os.fsdecode(b"look\xff.tflite")
+    shutil.copy(DEFAULT_ISP, model)
+    shutil.copy(DEFAULT_ISP.with_suffix(".golden.npz"), model.with_suffix(".golden.npz"))
+    assert make_golden(job(model, tmp_path), tmp_path).reference == "golden pair"
 
 
 def test_a_golden_pair_of_another_file_is_not_used(tmp_path: Path) -> None:

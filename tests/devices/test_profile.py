@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,15 @@ def test_the_hash_of_pairs_changes_with_any_file_but_not_with_the_folder(tmp_pat
     path = copy / "noise-1.json"
     path.write_text(path.read_text() + " ")
     assert profiling._pairs_facts(copy).sha256 != facts.sha256
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+def test_pairs_whose_names_are_no_utf8_have_a_hash(tmp_path: Path, pairs: Path) -> None:
+    for path in sorted(pairs.iterdir()):
+        shutil.copy(path, tmp_path / path.name.replace("noise-1", os.fsdecode(b"noise-\xff")))
+    facts = profiling._pairs_facts(tmp_path)
+    assert facts.images == 3
+    assert facts.sha256 != profiling._pairs_facts(pairs).sha256
 
 
 @pytest.mark.usefixtures("here")

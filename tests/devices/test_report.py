@@ -84,6 +84,18 @@ def test_files_are_written_whole(report: Report, tmp_path: Path) -> None:
     assert (folder / "report.csv").read_text() == to_csv(report)
 
 
+def test_names_that_are_no_utf8_and_texts_that_are_none_are_written(report: Report, tmp_path: Path) -> None:
+    (model,) = report.devices[0].models
+    odd = with_models(report, dataclasses.replace(model, name="look\udcff.tflite", runtime="a \ud800 b"))
+    write_report(odd, tmp_path)
+    assert read_report(tmp_path / "report.json") == odd
+    row = (tmp_path / "report.csv").read_bytes().splitlines()[1]
+    assert row.startswith(b"local,")
+    assert b"look\xff.tflite" in row  # as on disk
+    assert b"a \\ud800 b" in row
+    assert (tmp_path / "report.html").is_file()
+
+
 def test_a_folder_that_cannot_be_made_is_told(report: Report, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="cannot be made"):

@@ -347,6 +347,15 @@ def test_a_raw_whose_name_is_no_utf8_is_read(photos: Path, tmp_path: Path) -> No
     assert shown.stdout.startswith(os.fsencode(raw) + b": raw\n")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode only")
+def test_what_an_encoding_lacks_is_shown_as_an_escape(photos: Path, tmp_path: Path) -> None:
+    raw = tmp_path / ("\u65e5\xe9" + os.fsdecode(b"\xff.dng"))
+    raw.write_bytes((photos / "a.dng").read_bytes())
+    shown = cli_process("inspect", raw, PYTHONIOENCODING="latin-1")
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith(os.fsencode(tmp_path) + b"/\\u65e5\xe9\xff.dng: raw\n")
+
+
 def test_a_wrong_call_in_the_middle_is_the_failure_of_its_file(
     photos: Path, tmp_path: Path, fake_isp: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -772,10 +781,10 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
     assert min(times) < 1.0  # 0.13 s on an idle machine; generous where several tests share two cores
 
 
-def cli_process(*arguments: object, close: str = "") -> subprocess.CompletedProcess[bytes]:
+def cli_process(*arguments: object, close: str = "", **variables: str) -> subprocess.CompletedProcess[bytes]:
     """The command in a process of its own, with the fake ISP; `close`: such as 2>&- of a shell."""
     code = "from eguot_sdk import cli, isp\nisp.ISP.load = lambda *a, **k: isp.ISP.fake()\ncli.main()\n"
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])}
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(SDK), os.environ.get("PYTHONPATH", "")])} | variables
     command: list[Any] = [sys.executable, "-c", code, *map(str, arguments)]
     if close:
         command = ["sh", "-c", f'exec "$@" {close}', "sh", *command]

@@ -55,6 +55,8 @@ def nested(levels: int) -> Any:
         ({"output": []}, "JSON object"),
         ({"golden": {"input_shape": [1], "input_sha256": "x"}}, "output_sha256"),
         ({"provenance": nested(MAX_DEPTH)}, "deep"),
+        ({"name": "\ud800x"}, "no text"),
+        ({"provenance": {"a": [{"\udcff": 1}]}}, "no text"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(changes: dict[str, Any], words: str) -> None:
