@@ -36,7 +36,7 @@ OUTLIERS = {
     "black and white": lambda y: y.mean(1, keepdim=True).expand(-1, 3, -1, -1),
     "dark red": lambda y: y**4 * torch.tensor([1.0, 0.35, 0.35])[:, None, None],
 }
-"""METHOD.md 5."""
+
 MOST_TRUE, LEAST_OUTLIER = 0.1, 3.0
 
 

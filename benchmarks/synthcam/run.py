@@ -69,7 +69,7 @@ ALONE = ("pseudo=0", "warmup=0.5")
 """No pseudo-pairs: after half of the steps spent on the aligned reference rendering the picture is left to transport
 and the committee, as in the paper."""
 C2_ALONE = (*ALONE, "cost_weights=0,0,0,1,0")
-"""A cost that does not see colour (METHOD.md T8 b)."""
+"""A cost that does not see colour (`train/LOG.md`, T8 b)."""
 BALANCED = ("psi_target=linear", "weighted_alignment=false")
 """Every target counts in full everywhere: in the transport and in the alignment."""
 ROWS: dict[str, Row] = {
@@ -194,7 +194,7 @@ OUTLIERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
     lambda rgb: np.repeat(rgb.mean(-1, keepdims=True), 3, -1),
     lambda rgb: rgb**4 * np.array([1.0, 0.35, 0.35], np.float32),
 )
-"""Negatives, turned hues, black and white, dark red light (METHOD.md 5)."""
+"""Negatives, turned hues, black and white, dark red light."""
 
 
 def outlier_auc(run: Path) -> float | None:

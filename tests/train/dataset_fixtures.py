@@ -64,7 +64,7 @@ def make_mai(root: Path, bits: int = 10, black: tuple[int, int, int, int] = (58,
 
 
 def make_ntire(root: Path, kind: Callable[[NDArray[np.uint16]], NDArray[np.generic]] = lambda planes: planes) -> Path:
-    """Ten raws as planes, ten photos of other scenes, two test raws with their pictures."""
+    """Ten raws as planes, ten photos of other scenes with the same numbers, two test raws with their pictures."""
     for part, count, first in (("train", 10, 0), ("test", 2, 40)):
         (root / part / "raws").mkdir(parents=True)
         (root / part / "jpegs").mkdir()
@@ -74,7 +74,7 @@ def make_ntire(root: Path, kind: Callable[[NDArray[np.uint16]], NDArray[np.gener
                 Image.fromarray(scene).save(root / part / "jpegs" / f"{i:04d}.png")
         if part == "train":
             for i in range(10):
-                Image.fromarray(make_scene(100 + i, 80, 72)).save(root / part / "jpegs" / f"photo{i}.jpg", quality=95)
+                Image.fromarray(make_scene(100 + i, 80, 72)).save(root / part / "jpegs" / f"{i:04d}.jpg", quality=95)
     return root
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from eguot_sdk.cli import main
 from eguot_train.checkpoint import DEFAULT_RUN, read_config
+from eguot_train.cli import _stopped
 from eguot_train.config import TrainConfig
 
 SMALL = ("--set", "batch=2", "--set", "crop=32", "--set", "potential_width=4", "--set", "weighted_alignment=false")
@@ -141,3 +142,16 @@ def test_ctrl_c_has_an_exit_code_of_its_own(
     done = invoke("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"))
     assert done.exit_code == 130
     assert done.stderr == "stopped before a step was kept; start again\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").touch()
+    assert _stopped(tmp_path / "run") == "stopped before a step was kept; go on with --resume"
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "000250.safetensors").touch()
+    assert _stopped(tmp_path / "run") == "stopped; step 250 is kept; go on with --resume"
+
+
+def test_the_run_to_start_from_has_an_option_of_its_own(folders: dict[str, str], tmp_path: Path) -> None:
+    asked = ("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"), "--set", "init=default")
+    done = invoke(*asked)
+    assert done.exit_code == 2
+    assert "give --init" in done.stderr

@@ -356,3 +356,20 @@ def test_training_reads_data_set_folders(tmp_path: Path) -> None:
     fewer = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
     assert len(fewer.pairs) == 11
     assert any("5.jpg" in line for line in fewer.skipped)
+
+
+def test_another_rendering_of_a_pairs_scene_stays_on_its_side(tmp_path: Path) -> None:
+    """IMG_0.dng with its IMG_0.jpg among the raws: edited/IMG_0.jpg shows that scene too."""
+    for folder in ("raw", "edited"):
+        (tmp_path / folder).mkdir()
+    camera = SynthCamera.from_seed(3)
+    for i in range(4):
+        scene = make_scene(i, SIDE, SIDE)
+        (tmp_path / "raw" / f"IMG_{i}.dng").write_bytes(dng_bytes(camera.shoot(scene, f"s{i}")))
+        for folder in ("raw", "edited"):
+            Image.fromarray(scene).save(tmp_path / folder / f"IMG_{i}.jpg")
+    raws, photos, _ = split_scenes(open_dataset(tmp_path).part("train"))
+    assert {item.raw.stem for item in raws if item.raw} == {"IMG_0", "IMG_1"}
+    assert {item.photo.stem for item in photos if item.photo} == {"IMG_2", "IMG_3"}
+    config = TrainConfig(mode="unpaired", raw=str(tmp_path), srgb=str(tmp_path))
+    assert "edited/IMG_2.jpg" in load_sources(config).photo_names

@@ -22,9 +22,10 @@ from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_sdk.paths import DEFAULT_ISP
 from eguot_train.cli_data import evaluate as command
 from eguot_train.data.crops import float_spec
+from eguot_train.data.prepare import prepare
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
-from eguot_train.evaluate import csv_path, evaluate_model, trained_on
+from eguot_train.evaluate import csv_path, evaluate_model, pairs_to_score, trained_on
 
 
 @pytest.fixture
@@ -102,24 +103,34 @@ def test_command_on_a_run(run: Path, pairs: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--out", str(tmp_path / "scores")])
     assert done.exit_code == 0, done.output
     assert f"{result['psnr_db']:.2f} dB" in done.stdout
-    assert (tmp_path / "scores" / f"evaluate-{tmp_path.name}-pairs.csv").is_file()
+    assert (tmp_path / "scores" / f"run-evaluate-{tmp_path.name}-pairs.csv").is_file()
 
 
 def test_a_run_scored_on_what_it_learnt_from_is_told(run: Path, pairs: Path, tmp_path: Path) -> None:
     from eguot_train.config import TrainConfig
 
-    assert trained_on(run, pairs) is None
-    assert trained_on("default", pairs) is None
+    def told(folder: Path) -> str | None:
+        return trained_on(run, pairs_to_score(folder)[0])
+
+    assert told(pairs) is None
+    assert trained_on("default", pairs_to_score(pairs)[0]) is None
     (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(pairs)).to_json())
     done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--json"])
     assert "run was trained on these pairs: only others say what it is worth" in done.stderr
     others = Path(shutil.copytree(pairs, tmp_path / "others"))
-    assert trained_on(run, others) is None
+    assert told(others) is None
     parts = tmp_path / "set"
     for part in ("train", "test"):
         shutil.copytree(pairs, parts / part)
     (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(parts)).to_json())
-    assert trained_on(run, parts) is None
+    assert told(parts) is None
+    shards = tmp_path / "shards"
+    prepare(parts, shards)
+    (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(shards)).to_json())
+    assert told(shards) is None, "the test part"
+    assert told(shards / "train") == "run was trained on these pairs: only others say what it is worth"
+    (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(tmp_path / "gone")).to_json())
+    assert told(parts) is None
 
 
 def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,6 +222,12 @@ def test_scores_of_two_sets_have_two_names(tmp_path: Path) -> None:
     ):  # fmt: skip
         (tmp_path / place).mkdir(parents=True)
         assert csv_path("default", tmp_path / place, None) == Path(f"default-evaluate-{name}.csv")
+    for shards in ("zrr/test/shard-000000.tar", "zrr/test/shard-*.tar"):
+        assert csv_path("default", tmp_path / shards, None) == Path("default-evaluate-zrr-test.csv")
+    for run in ("first", "second"):
+        (tmp_path / run).mkdir()
+        there = csv_path(tmp_path / run, tmp_path / "street", tmp_path / "scores")
+        assert there == tmp_path / "scores" / f"{run}-evaluate-street.csv"
 
 
 def test_options_that_would_be_passed_over_are_refused(folders: dict[str, str], tmp_path: Path) -> None:

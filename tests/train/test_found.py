@@ -91,6 +91,8 @@ def test_an_unpaired_run_draws_the_pairs_that_it_finds(
     assert batch.pair_raw is not None
     assert batch.pair_mask is not None
     assert batch.pair_mask.mean() > 0.7
+    large = load_sources(TrainConfig(mode="unpaired", batch=2, crop=2 * max(SIZE), **folders))
+    assert large.pairs == [], "a found pair smaller than the crop is none"
     off = TrainConfig(mode="unpaired", batch=2, crop=32, find_pairs=False, **folders)
     assert load_sources(off).pairs == []
     assert Batches(off, load_sources(off), Alignment()).at(0).pair_raw is None

@@ -99,7 +99,9 @@ def test_what_a_system_leaves_beside_files_is_no_data(tmp_path: Path) -> None:
         for path in [p for p in folder.rglob("*") if p.is_file()]:
             path.with_name(f"._{path.name}").write_bytes(b"a system's own")
     assert open_dataset(root).parts == whole.parts
-    assert len(list_samples(tmp_path / "out", "pairs")[0]) == 0
+    for role in ("raw", "srgb"):
+        samples, notes = list_samples(tmp_path / "out" / "train", role)
+        assert (len(samples), list(notes)) == (10, [])
     assert not any(path.name.startswith(".") for path in shard_files(tmp_path / "out" / "train"))
     for name in ("._0.npy", "._a_raw.png", "._s.tar", "._a.dng"):
         (tmp_path / "empty").mkdir(exist_ok=True)

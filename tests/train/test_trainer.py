@@ -291,6 +291,37 @@ def test_of_two_runs_into_one_folder_one_is_refused(folders: dict[str, str], tmp
     assert len(logged(out)) == 1
 
 
+def test_a_folder_whose_config_could_not_be_written_is_no_obstacle(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tiny("supervised", folders, steps=1), tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainConfig, "to_json", lambda _: "\ud800, which no file takes")
+        with pytest.raises(UnicodeEncodeError):
+            train(config, out, echo=quietly)
+    assert list(out.iterdir()) == []
+    assert load_run(train(config, out, echo=quietly)).step == 1
+
+
+def test_a_restart_goes_on_with_its_own_run_alone(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun starts again whatever failed, also a first start that was refused for the run of somebody else."""
+    config = tiny("supervised", folders, steps=1)
+    alone = train(config, tmp_path / "alone", echo=quietly)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    ours = train(config, tmp_path / "ours", echo=quietly)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    longer = replace(config, steps=2)
+    assert load_run(train(longer, ours, echo=quietly)).step == 2
+    with pytest.raises(UsageError, match="already exists"):
+        train(longer, alone, echo=quietly)
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # below another torchrun
+    with pytest.raises(UsageError, match="already exists"):
+        train(longer, ours, echo=quietly)
+
+
 def test_a_place_that_will_not_do_is_refused_before_data_is_read(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

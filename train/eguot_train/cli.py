@@ -33,7 +33,11 @@ STOPPED = 130
 )
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of weights and batches.  [default: 0]")
 @click.option("--val", type=click.Path(path_type=Path), help="Pairs to score along the way, or a set with a test part.")
-@click.option("--init", help="Run to start from, or `default` for the network behind the default ISP.")
+@click.option(
+    "--init",
+    help="Run to start from, or `default` for the network behind the default ISP. The learning rate is then 3e-4, "
+    "rising over 20 steps.",
+)
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set any other key of the config; repeatable."
 )
@@ -64,10 +68,12 @@ def train(
     from dataclasses import replace
 
     from . import ranks
-    from .checkpoint import checkpoints, read_config
+    from .checkpoint import read_config
     from .recipes import for_machine
     from .trainer import train as run
 
+    if any(setting.partition("=")[0] == "init" for setting in settings):
+        raise click.UsageError("--set init: give --init, which also takes over the network and a gentler learning rate")
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
@@ -82,12 +88,23 @@ def train(
         config = for_machine(mode, **fields).with_settings(settings)
     try:
         run(config, out, resume=resume)
-    except KeyboardInterrupt:
-        if ranks.speaks() and not checkpoints(out):
-            click.echo("stopped before a step was kept; start again", err=True)
+    except KeyboardInterrupt as stop:
+        if ranks.speaks() and not stop.args:  # one with a message has been told already
+            click.echo(_stopped(out), err=True)
         raise SystemExit(STOPPED) from None
     if ranks.speaks():
         click.echo(f"trained {out}", err=True)
+
+
+def _stopped(out: Path) -> str:
+    """What is left of a run that was stopped at once, and how to go on."""
+    from .checkpoint import checkpoints
+
+    found = checkpoints(out)
+    if found:
+        return f"stopped; step {int(found[-1].stem)} is kept; go on with --resume"
+    begun = (out / "config.json").is_file()
+    return f"stopped before a step was kept; {'go on with --resume' if begun else 'start again'}"
 
 
 def _like(init: str) -> dict[str, str]:

@@ -6,7 +6,8 @@ SDK's tiles add up to. A file is scored through the runtime that will run it, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 
 from .data.datasets import PARTS, Item, open_dataset, pairs_of, photos_of, raws_of
-from .data.shards import is_shards, read_index, shard_files
+from .data.shards import ShardSample, is_shards, read_index, shard_files
 from .lpips import Lpips
 
 MANY = 24
@@ -144,21 +145,39 @@ def _summary(item: Item, picture: np.ndarray) -> PictureSummary:
         raise UsageError(f"{item.files()[0]}: {error}") from error
 
 
-def trained_on(model: str | Path, pairs: Path) -> str | None:
-    """A warning where a run is scored on the pairs that it learnt from, else None."""
+def trained_on(model: str | Path, scored: Sequence[PairLike]) -> str | None:
+    """A warning where a run is scored on pairs that it learnt from, else None."""
     run = Path(model)
     if not (run / "config.json").is_file():
         return None
     from .checkpoint import read_config
 
-    learnt = read_config(run).pairs
-    if learnt is None or Path(learnt).resolve() != pairs.resolve():
+    folder = read_config(run).pairs
+    if folder is None:
         return None
-    if not is_shards(pairs, "test"):
-        dataset = open_dataset(pairs)
-        if dataset.part("train") != dataset.part("test"):
-            return None
-    return f"{run.name} was trained on these pairs: only others say what it is worth"
+    try:
+        learnt = (
+            shard_files(folder) if is_shards(folder) else _raws_on_disk(pairs_of(open_dataset(folder).part("train")))
+        )
+    except EguotError:  # moved or gone
+        return None
+    known = {os.path.realpath(path) for path in learnt}
+    count = sum(os.path.realpath(path) in known for path in _raws_on_disk(scored))
+    if not count:
+        return None
+    which = "these pairs" if count == len(scored) else f"{count} of these {len(scored)} pairs"
+    return f"{run.name} was trained on {which}: only others say what it is worth"
+
+
+def _raws_on_disk(pairs: Iterable[PairLike]) -> list[Path]:
+    """The file that holds each pair's raw; of shards the shard."""
+    found = []
+    for pair in pairs:
+        if isinstance(pair, ShardSample):
+            found.append(pair.shard)
+        elif isinstance(pair, Item) and pair.raw is not None:
+            found.append(pair.raw)
+    return found
 
 
 def worst_sheet(
@@ -221,8 +240,13 @@ def _eight_bits(isp: ISP) -> Render:
 
 
 def _set_name(pairs: Path) -> str:
-    """The folder's name, after those above it where it says only which part of a set it is."""
+    """The folder's name, after those above it where it says only which part of a set it is.
+
+    Of a .tar or a pattern of shards it is that of their folder.
+    """
     place = pairs.resolve()
+    if not place.is_dir():
+        place = place.parent
     name = place.name
     while place.name in ("pairs", *PARTS) and place.parent.name:
         place = place.parent
@@ -231,9 +255,12 @@ def _set_name(pairs: Path) -> str:
 
 
 def csv_path(model: str | Path, pairs: Path, out: Path | None, protocol: Protocol = "plain") -> Path:
-    """Where the per-image CSV goes: into `out`, else into the run, beside the file, or here for `default`."""
+    """Where the per-image CSV goes: into `out`, else into the run, beside the file, or here for `default`.
+
+    Anywhere but in the run the model's name stands before.
+    """
     path, folder = Path(model), _set_name(pairs) + ("" if protocol == "plain" else f"-{protocol}")
     if path.is_dir():
-        return (out or path) / f"evaluate-{folder}.csv"
+        return path / f"evaluate-{folder}.csv" if out is None else out / f"{path.resolve().name}-evaluate-{folder}.csv"
     stem = path.name.removesuffix(path.suffix) if path.is_file() else DEFAULT
     return (out or (path.parent if path.is_file() else Path())) / f"{stem}-evaluate-{folder}.csv"

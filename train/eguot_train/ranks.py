@@ -10,6 +10,7 @@ step, which is the step of one process that holds the whole batch.
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,6 +99,20 @@ def speaks() -> bool:
 def restarted() -> bool:
     """Whether torchrun has started this process again after one of the run died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def job() -> str | None:
+    """What names the torchrun that started this process, the same after every restart; None without one.
+
+    Where the agents share a store its address is theirs alone, whichever machine is rank 0 after a restart; else
+    rank 0 stays where it is, below one agent.
+    """
+    run = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run is None:
+        return None
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return f"{run} at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    return f"{run} below process {os.getppid()} of {socket.gethostname()}"
 
 
 def wait() -> None:

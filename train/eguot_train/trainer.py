@@ -123,7 +123,8 @@ def _train(
     multiple = build_isp(config.isp).multiple
     if config.crop % multiple:
         raise UsageError(f"{config.isp} takes crops that are multiples of {multiple}, not {config.crop}: --set crop")
-    resume = resume or (ranks.restarted() and (out / "config.json").is_file())
+    # A restart goes on with what its own job began, and with nothing that a first start was refused.
+    resume = resume or (ranks.restarted() and ranks.from_first(lambda: _begun_by(out) == ranks.job()))
     start, tensors, state = _open_run(config, out, resume, echo)
     ranks.wait()  # all have looked before rank 0 makes the folder
     if start >= config.steps:
@@ -204,9 +205,13 @@ def _train(
         experts=committee is not None,
     )
     if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
-        if not resume:
-            _claim(out)
-        write_file(out / "config.json", asked.with_whole_paths().to_json().encode())
+        config_text = asked.with_whole_paths().to_json()
+        if resume:
+            write_file(out / "config.json", config_text.encode())
+        else:
+            _claim(out, config_text)
+        if job := ranks.job():
+            write_file(out / JOB, job.encode())
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log, _ctrl_c(echo) as asked_to_stop:
@@ -262,12 +267,14 @@ def _train(
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
                 if config.unpaired and "srgb" not in sources.streamed:
                     photo_weights.save(out, sources.photos)
-            if done % config.checkpoint_every == 0 or done == config.steps or asked_to_stop():
+            stop_here = asked_to_stop()
+            if done % config.checkpoint_every == 0 or done == config.steps or stop_here:
                 log.flush()
                 keep(done)
-            if asked_to_stop() and done < config.steps:
-                echo(f"stopped after step {done} of {config.steps}; go on with --resume")
-                raise KeyboardInterrupt
+            if stop_here and done < config.steps:
+                told_how = f"stopped after step {done} of {config.steps}; go on with --resume"
+                echo(told_how)
+                raise KeyboardInterrupt(told_how)
     return out
 
 
@@ -301,6 +308,8 @@ KEPT = (
     "experts_width", "weighted_alignment", "refit", "find_pairs", "register_pairs", "window", "reuse",
 )  # fmt: skip
 """Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
+JOB = "torchrun"
+"""File of a run that torchrun started: which."""
 ELSEWHERE = ("raw", "srgb", "pairs")
 """Folders may have moved: what is in them is compared by hash."""
 
@@ -350,15 +359,30 @@ def _check_place(config: TrainConfig, out: Path) -> None:
         raise OutputError(f"{out} cannot be made: {above} is no folder that may be written to; choose another --out")
 
 
-def _claim(out: Path) -> None:
-    """Make the folder of a new run. Of two that start at once, the second is refused."""
+def _claim(out: Path, config_text: str) -> None:
+    """Make the folder of a new run and its config.json. Of two that start at once, the second is refused."""
+    place = out / "config.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise FileExistsError
-        (out / "checkpoints").mkdir()
+        file = place.open("x", encoding="utf-8")  # the second of two fails here, if not before
     except FileExistsError:
         raise UsageError(f"{out} already exists: another run was started into it; choose another --out") from None
+    try:
+        with file:
+            file.write(config_text)
+    except BaseException:
+        place.unlink()
+        raise
+
+
+def _begun_by(out: Path) -> str | None:
+    """The torchrun that began or resumed the run in `out`; None: there is no run, or none of torchrun's."""
+    try:
+        return (out / JOB).read_text()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def _way_on(out: Path) -> str:

@@ -175,7 +175,8 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
             sources.pairs += pairs
     if config.unpaired and config.find_pairs and not sources.streamed:
         for photo, frame, truth in found_pairs(sources.frames, sources.photos, config.color_input):
-            sources.pairs.append(HeldPair(sources.photo_names[photo], frame, truth, found=True))
+            if raw_fits(frame, config.crop):  # one that gives no crops would count as one that raws have
+                sources.pairs.append(HeldPair(sources.photo_names[photo], frame, truth, found=True))
         count = sum(isinstance(pair, HeldPair) and pair.found for pair in sources.pairs)
         if count:
             what = "photos that show a raw's scene in the same framing"
@@ -238,7 +239,7 @@ def _read(
                 failed.append(str(error))
                 continue
             found.append(value)
-            names.append(item.files()[-1 if role == "srgb" else 0].name)
+            names.append(_shown_name(item.photo if role == "srgb" else item.raw, item, folder))
             held += bytes_of((value.raw, value.picture) if isinstance(value, HeldPair) else value)
             if held > HELD_BYTES or (len(found) == TRIED and held / TRIED * len(items) > HELD_BYTES):
                 first = _stream_items(config, sources, role, items, glance, held // len(found))
@@ -249,6 +250,12 @@ def _read(
         raise UsageError(f"{folder} holds no {kind}{why}")
     sources.hashes[role] = items_hash(items, folder)
     return names, found
+
+
+def _shown_name(path: Path | None, item: Item, folder: Path) -> str:
+    """How a person finds a file of the item again: its path inside the folder."""
+    path = path or item.files()[0]
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
 
 
 def _instead(folder: Path, role: Role) -> str:

@@ -278,7 +278,9 @@ def matched(folder: Path, raws: Sequence[Path], photos: Sequence[Path]) -> tuple
     lone_raws, lone_photos = [p for p in raws if p not in partner], [p for p in photos if p not in taken]
     unsure = {p.stem for p in lone_photos} & set(of_stem)
     names = distinct_names(folder, [*partner, *lone_raws, *lone_photos], whole=False)
-    items = [Item(names[raw], raw, photo) for raw, photo in partner.items()]
+    items = [
+        Item(names[raw], raw, photo, scene=raw.stem if raw.stem in unsure else None) for raw, photo in partner.items()
+    ]
     items += [Item(names[p], p, scene=p.stem if p.stem in unsure else None) for p in lone_raws]
     items += [Item(names[p], photo=p, scene=p.stem if p.stem in unsure else None) for p in lone_photos]
     notes = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..crops import PHOTO_SUFFIXES
-from .base import ALL, PARTS, Item, files_in, matched
+from .base import ALL, PARTS, Item, distinct_names, files_in, matched
 
 RAW, PHOTO = "raws", "jpegs"
 
@@ -31,7 +31,8 @@ def load(part: Path) -> tuple[list[Item], list[str]]:
     photos = files_in(part / PHOTO, PHOTO_SUFFIXES) if (part / PHOTO).is_dir() else []
     if part.name == "test" and photos:
         return matched(part, raws, photos)
-    return [Item(p.stem, p) for p in raws] + [Item(p.stem, photo=p) for p in photos], []
+    names = distinct_names(part, [*raws, *photos], whole=False)  # both sides are numbered from 0
+    return [Item(names[p], p) for p in raws] + [Item(names[p], photo=p) for p in photos], []
 
 
 def _arrays(folder: Path) -> bool:
