@@ -203,7 +203,7 @@ class _Run:
                     )
                 return decoder.read(job.raw, overrides=overrides, lens_shading=settings.lens_shading)
 
-            from .isp import ISP
+            from .isp import ISP, check_bits
 
             with (
                 ISP.load(
@@ -212,6 +212,7 @@ class _Run:
                 ThreadPoolExecutor(1) as reader,
                 ThreadPoolExecutor(1) as writer,
             ):
+                check_bits(isp.spec, settings.bits)  # concerns all files
                 try:
                     for number, job in enumerate(self.jobs):
                         if self.reading is None:
@@ -252,9 +253,6 @@ class _Run:
             if large:
                 self._finish_writing()
         except Exception as error:  # one file must not stop the others, whatever is in it
-            first = not (self.result.written or self.result.failed or self.writing)
-            if isinstance(error, UsageError) and first:  # it is likely to concern all
-                raise
             self._failed(job, error)
 
     def _finish_writing(self) -> None:

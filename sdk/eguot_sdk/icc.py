@@ -29,7 +29,7 @@ def as_srgb(image: Image.Image) -> Image.Image:
     Profiles that are damaged, too large or of another kind of picture are passed over.
     """
     profile_bytes = image.info.get("icc_profile")
-    if not profile_bytes or len(profile_bytes) > MAX_PROFILE_BYTES:
+    if not isinstance(profile_bytes, bytes) or len(profile_bytes) > MAX_PROFILE_BYTES:  # a TIFF may hold numbers
         return image
     from PIL import ImageCms
 

@@ -152,6 +152,7 @@ class ISP:
         """
         if not (isinstance(exposure, Real) and abs(exposure) <= MAX_EXPOSURE_EV):
             raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
+        check_bits(self.spec, bits)
         store = _storer(self.spec.output, bits)
         frame = shaded(_frame_of(source, like, overrides), lens_shading)
         ingest = Ingest(frame, self.spec, float(exposure))
@@ -436,17 +437,21 @@ def _thread_count(threads: int | None) -> int:
     return threads
 
 
-def _storer(tensor: TensorSpec, bits: int) -> Storer:
-    """What writes output as the model stores it into a picture of 8 or 16 bits: clipped to [0, 1] and rounded."""
+def check_bits(spec: IspSpec, bits: int) -> None:
+    """Raise UsageError where an ISP makes no pictures of so many bits."""
     if bits not in (8, 16):
         raise UsageError(f"a picture has 8 or 16 bits, not {bits!r}")
-    if tensor.dtype == "float32":
-        return partial(_store_float, 255.0 if bits == 8 else 65535.0)
-    if bits == 16:
+    if bits == 16 and spec.output.dtype != "float32":
         raise UsageError(
-            f"16 bits need an ISP whose output is float, this one's is {tensor.dtype}: ask for 8, or give one "
+            f"16 bits need an ISP whose output is float, this one's is {spec.output.dtype}: ask for 8, or give one "
             "in fp32 (of the default ISP `eguot-sdk convert default --precision fp32` makes one)"
         )
+
+
+def _storer(tensor: TensorSpec, bits: int) -> Storer:
+    """What writes output as the model stores it into a picture of 8 or 16 bits: clipped to [0, 1] and rounded."""
+    if tensor.dtype == "float32":
+        return partial(_store_float, 255.0 if bits == 8 else 65535.0)
     unsigned = np.dtype(f"u{np.dtype(tensor.dtype).itemsize}")
     codes = np.arange(np.iinfo(unsigned).max + 1, dtype=unsigned)
     table = np.rint(np.clip(dequantise(codes.view(tensor.dtype), tensor), 0.0, 1.0) * 255.0).astype(np.uint8)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import CorruptRaw, OutputError, RawError, UsageError
+from .errors import CorruptRaw, EguotError, OutputError, RawError, UsageError
 from .icc import as_srgb
 from .output import written_beside
 from .paths import kind_of
@@ -244,6 +242,8 @@ def _reading(path: Path) -> Iterator[None]:
         raise RawError(f"{path}: too many pixels; a pair may have {MAX_PAIR_PIXELS // 10**6} megapixels") from error
     except FileNotFoundError as error:
         raise RawError(f"{path}: no such file") from error
-    except (OSError, ValueError, SyntaxError, EOFError, RecursionError, struct.error, zlib.error) as error:
-        reason = " ".join(str(error).split())[:120]
+    except EguotError:
+        raise
+    except Exception as error:  # a damaged file raises nearly anything out of Pillow's decoders
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise CorruptRaw(f"{path}: cannot be read ({reason}); the file is damaged or of another kind") from error

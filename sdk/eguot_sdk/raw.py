@@ -229,13 +229,10 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
             stream: BinaryIO = path.open("rb")
         except OSError as error:
             raise RawError(f"{path}: cannot be opened ({error.strerror})") from error
-        try:
-            str(path).encode()
-            decodable: Path | BinaryIO = path
-        except UnicodeEncodeError:  # rawpy writes the name in UTF-8
-            decodable = stream
+        # rawpy opens a name by its UTF-8, which on disk may be another.
+        same = os.fsencode(path) == str(path).encode("utf-8", "surrogatepass")
         with stream:
-            yield stream, decodable, str(path)
+            yield stream, path if same else stream, str(path)
         return
     if not isinstance(source, bytes) and not hasattr(source, "read"):
         raise UsageError(f"expected a path, bytes or an open binary file, not {type(source).__name__}")

@@ -33,7 +33,8 @@ def map_processes(
 ) -> Iterator[Result]:
     """Results of `function` in processes of their own, at most twice as many as workers in flight.
 
-    `initializer(*arguments)` runs once in each. An error of the function is raised here, and the rest is dropped.
+    `initializer(*arguments)` runs once in each. An error of it or of the function is raised here, and the rest is
+    dropped.
     """
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
@@ -41,22 +42,42 @@ def map_processes(
 
     count = workers or core_count()
     # spawn: the caller may hold threads of torch or of a runtime, which a fork would not survive.
-    with ProcessPoolExecutor(count, get_context("spawn"), initializer, arguments) as pool:
+    with ProcessPoolExecutor(count, get_context("spawn"), _initialise, (initializer, arguments)) as pool:
         running: deque[Future[Result]] = deque()
         try:
             for item in items:
-                running.append(pool.submit(function, item))
+                running.append(pool.submit(_call, function, item))
                 if len(running) >= 2 * count:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
             raise EguotError(
-                "a worker process was killed, often for want of memory: free some, or give fewer cores (taskset)"
+                "a worker process was killed, often for want of memory: free some, or give fewer cores (taskset); or "
+                "could not start: a script needs the guard `if __name__ == '__main__':`"
             ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+_not_ready: Exception | None = None
+"""Of a worker: what its initializer raised. Raised there, it would only be printed, and the pool be broken."""
+
+
+def _initialise(initializer: Callable[..., None] | None, arguments: tuple[Any, ...]) -> None:
+    global _not_ready
+    try:
+        if initializer is not None:
+            initializer(*arguments)
+    except Exception as error:
+        _not_ready = error
+
+
+def _call(function: Callable[[Item], Result], item: Item) -> Result:
+    if _not_ready is not None:
+        raise _not_ready
+    return function(item)
 
 
 def map_cluster(function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:

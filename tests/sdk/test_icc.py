@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageCms
 
 from eguot_sdk import icc
@@ -119,6 +120,13 @@ def test_inks_become_the_lightness_their_profile_says() -> None:
 def test_what_says_srgb_or_makes_no_sense_changes_nothing(data: bytes) -> None:
     image = tagged(Image.fromarray(noise(40, 50, 3)), data)
     assert as_srgb(image) is image
+
+
+def test_a_profile_that_is_a_number_changes_nothing(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", noise(9, 9, 3), photometric="rgb", extratags=[(34675, "I", 1, 7, True)])
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.info["icc_profile"] == 7
+        assert as_srgb(image) is image
 
 
 def test_damaged_and_large_profiles_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
-from eguot_sdk.errors import EguotError, RawError, UsageError
+from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import Pair, list_pairs, write_pair
 from eguot_sdk.raw import RawFrame
@@ -177,6 +179,19 @@ def test_damaged_pictures_are_named(pair: Pair) -> None:
         pair.raw_path.write_bytes(data)
         with pytest.raises(RawError, match=r"one_raw\.png"):
             pair.frame()
+
+
+@pytest.mark.parametrize(("error", "words"), [(MemoryError(), "MemoryError"), (TypeError("no len"), "no len")])
+def test_whatever_a_decoder_raises_names_the_file(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    def load(image: Image.Image) -> None:
+        raise error
+
+    monkeypatch.setattr(PngImageFile, "load", load)
+    for read, path in ((pair.truth, pair.truth_path), (pair.frame, pair.raw_path)):
+        with pytest.raises(CorruptRaw, match=rf"{re.escape(str(path))}: cannot be read \({words}\)"):
+            read()
 
 
 def picture(mode: str, size: tuple[int, int] = (48, 32)) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -462,6 +463,18 @@ def test_path_bytes_and_open_file_give_the_same(shipped: Path) -> None:
             from_path.exif,
         )
     assert from_file.source == str(path)
+
+
+def test_a_name_that_is_not_the_same_in_utf8_is_read_by_its_stream(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "\xe9.kdc"
+    path.write_bytes((shipped / "kodak_dc50_0012L.kdc").read_bytes())
+    with raw._opened(path) as (stream, decodable, _):
+        assert decodable == path
+    monkeypatch.setattr(os, "fsencode", lambda name: str(name).encode("latin-1"))  # as in a locale of Latin-1
+    with raw._opened(path) as (stream, decodable, _):
+        assert decodable is stream
 
 
 def test_a_mosaic_left_in_the_memory_of_libraw_is_the_same(shipped: Path) -> None:

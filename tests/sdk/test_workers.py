@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,3 +91,22 @@ def killed(number: int) -> int:
 def test_a_killed_process_is_told_in_one_line() -> None:
     with pytest.raises(EguotError, match="a worker process was killed, often for want of memory"):
         list(workers.map_processes(killed, [1, 2, 3, 4], workers=2))
+
+
+def unready(words: str) -> None:
+    raise UsageError(words)
+
+
+def test_what_an_initializer_raises_is_raised_here() -> None:
+    with pytest.raises(UsageError, match="not today"):
+        list(workers.map_processes(square, [1, 2], workers=1, initializer=unready, arguments=("not today",)))
+
+
+def test_a_script_without_the_guard_is_told_what_it_lacks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from eguot_sdk.workers import map_processes\nprint(list(map_processes(abs, [1], workers=1)))\n")
+    path = os.pathsep.join([str(Path(workers.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, script], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == 1
+    assert b"EguotError: a worker process was killed" in done.stderr
+    assert b"a script needs the guard `if __name__ == '__main__':`" in done.stderr
