@@ -150,7 +150,7 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
             f"{worst.percent:+.1f} %"
         )
     if fail_slower is not None and missing:
-        raise EguotError(f"{missing[0]}: profile again with both there, and more --max-seconds where runs are too few")
+        raise EguotError(missing[0])
 
 
 @click.command()

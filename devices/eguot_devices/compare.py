@@ -16,6 +16,8 @@ from .schema import DeviceReport, Latency, ModelProfile, Report
 QUALITY_DB = 0.01
 MEMORY_PCT = 5.0
 LEAST_NOISE_PCT = 2.0
+MORE_RUNS = "profile again with more --max-seconds"
+ALIKE = "profile again on as many cores, with the same --raw and --delegate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,16 @@ def compare(before: Report, after: Report) -> list[Change]:
 
 
 def missing_times(before: Report, after: Report) -> list[str]:
-    """Which times of the earlier report the later one cannot be held against, and why; one line each."""
+    """Which times of the earlier report the later one cannot be held against, why, and what to do; one line each."""
     lines = []
     later = {device.device: device for device in after.devices}
     for old_device in before.devices:
         new_device = later.get(old_device.device)
         if new_device is None:
-            lines.append(f"{old_device.device}: only in the first report")
+            lines.append(f"{old_device.device}: only in the first report; profile again with it")
             continue
         if old_device.machine.emulated is not None or new_device.machine.emulated is not None:
-            lines.append(f"{old_device.device}: emulated, its times are no latency")
+            lines.append(f"{old_device.device}: emulated, its times are no latency; profile on a real one")
             continue
         models = {model.name: model for model in new_device.models}
         for old in old_device.models:
@@ -95,16 +97,16 @@ def missing_times(before: Report, after: Report) -> list[str]:
 
 def _missing_time(old: ModelProfile, new: ModelProfile | None) -> str | None:
     if new is None:
-        return "only in the first report"
+        return "only in the first report; profile again with it"
     had, has = _medians(old), _medians(new)
     lost = [what for what in had if what not in has]
     if lost:
-        return f"no time of a {' or a '.join(lost)} in the second report, which has too few runs"
+        return f"no time of a {' or a '.join(lost)} in the second report, which has too few runs; {MORE_RUNS}"
     if "frame" in had and _of_frame(old) != _of_frame(new):
-        return f"frames were timed otherwise ({_of_frame(old)}; {_of_frame(new)})"
+        return f"frames were timed otherwise ({_of_frame(old)} or {_of_frame(new)}); {ALIKE}"
     if "frame" not in had and _of_tile(old) != _of_tile(new):
-        return "the tiles that were timed differ in size"
-    return None if had else "no time in the first report, which has too few runs"
+        return "the tiles that were timed differ in size; profile again with as much memory free"
+    return None if had else f"no time in the first report, which has too few runs; {MORE_RUNS}"
 
 
 def _medians(model: ModelProfile) -> dict[str, float]:

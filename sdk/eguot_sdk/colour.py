@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .dng import SRGB_TO_XYZ, tag_matrix
+from .dng import DCRAW_SRGB_TO_XYZ, tag_matrix
 from .tiff import Tiff
 
 Matrix = NDArray[np.float64]
@@ -23,7 +23,7 @@ KELVIN = {
     17: 2850, 18: 5500, 19: 6500, 20: 5500, 21: 6500, 22: 7500, 23: 5000, 24: 3200,
 }  # fmt: skip
 D50 = np.array([0.9642, 1.0, 0.8249])
-D65 = SRGB_TO_XYZ.sum(axis=1)
+DCRAW_D65 = DCRAW_SRGB_TO_XYZ.sum(axis=1)
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 MAX_ENTRY = 10.0
 
@@ -61,7 +61,7 @@ def _by_forward(tiff: Tiff, neutral: NDArray[np.float64]) -> tuple[Matrix, str] 
     if (reference <= 0).any():
         return None
     to_d50 = forward @ np.diag(1.0 / reference) @ np.linalg.inv(camera) @ np.diag(neutral)
-    return _checked(np.linalg.inv(SRGB_TO_XYZ) @ _adaptation(D50, D65) @ to_d50, f"tag {names}")
+    return _checked(np.linalg.inv(DCRAW_SRGB_TO_XYZ) @ _adaptation(D50, DCRAW_D65) @ to_d50, f"tag {names}")
 
 
 def _by_two(tiff: Tiff, neutral: NDArray[np.float64]) -> tuple[Matrix, str] | None:
@@ -70,7 +70,7 @@ def _by_two(tiff: Tiff, neutral: NDArray[np.float64]) -> tuple[Matrix, str] | No
         return None
     white, _, to_camera = light
     to_xyz = np.linalg.inv(to_camera) @ np.diag(neutral)
-    matrix = np.linalg.inv(SRGB_TO_XYZ) @ _adaptation(white, D65) @ to_xyz
+    matrix = np.linalg.inv(DCRAW_SRGB_TO_XYZ) @ _adaptation(white, DCRAW_D65) @ to_xyz
     return _checked(matrix, "tag ColorMatrix1 and ColorMatrix2")
 
 

@@ -27,7 +27,10 @@ LIBRAW_MIN_SIDE = 22
 MIN_BYTES_PER_PIXEL = 0.01
 DAYLIGHT = (21, 20, 23, 22, 1, 4, 9, 10, 11)  # EXIF light sources: D65, D55, D50, D75, then the vaguer ones
 
-SRGB_TO_XYZ = np.array([[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]])
+DCRAW_SRGB_TO_XYZ = np.array(
+    [[0.412453, 0.357580, 0.180423], [0.212671, 0.715160, 0.072169], [0.019334, 0.119193, 0.950227]]
+)
+"""dcraw's digits. Those of the standard, which `metrics` has, differ by less than 1e-4; they would change pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +223,7 @@ def camera_matrix(xyz_to_camera: NDArray[np.float64]) -> NDArray[np.float64] | N
     """
     if xyz_to_camera.shape != (3, 3) or not np.isfinite(xyz_to_camera).all():
         return None
-    camera = xyz_to_camera @ SRGB_TO_XYZ
+    camera = xyz_to_camera @ DCRAW_SRGB_TO_XYZ
     sums = camera.sum(axis=1, keepdims=True)
     if (sums < 1e-6).any():
         return None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from eguot_sdk import read_raw
 from eguot_sdk.colour import _kelvin_of
-from eguot_sdk.dng import SRGB_TO_XYZ
+from eguot_sdk.dng import DCRAW_SRGB_TO_XYZ
 
 MakeDng = Callable[..., bytes]
 DAYLIGHT = np.array([[0.9020, -0.2890, -0.0715], [-0.4535, 1.2436, 0.2348], [-0.0934, 0.1919, 0.7086]])
@@ -58,7 +58,7 @@ def test_under_either_light_its_own_matrix_counts(
     assert frame.matrix.sum(axis=1) == pytest.approx(np.ones(3))
     # A surface of known colour under this light, seen by the camera, comes out as that colour under D65.
     for colour in ([0.3, 0.5, 0.2], [0.6, 0.2, 0.1], [0.1, 0.2, 0.7]):
-        under_light = bradford(XYZ_D65, white) @ SRGB_TO_XYZ @ np.array(colour)
+        under_light = bradford(XYZ_D65, white) @ DCRAW_SRGB_TO_XYZ @ np.array(colour)
         balanced = (matrix @ under_light) / (matrix @ white)
         assert frame.matrix @ balanced == pytest.approx(np.array(colour), abs=0.02)
 
@@ -81,7 +81,7 @@ def test_a_forward_matrix_is_the_way_to_d50(make_dng: MakeDng, counts: Any) -> N
     data = make_dng(counts, t50721=rationals(DAYLIGHT), t50964=rationals(forward), t50728=neutral(DAYLIGHT @ XYZ_D50))
     frame = read_raw(data)
     assert frame.origins["matrix"] == "tag ForwardMatrix1"
-    expected = np.linalg.solve(SRGB_TO_XYZ, bradford(XYZ_D50, XYZ_D65) @ forward)
+    expected = np.linalg.solve(DCRAW_SRGB_TO_XYZ, bradford(XYZ_D50, XYZ_D65) @ forward)
     assert frame.matrix == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=2e-3)
     # A second one for another light takes part by how warm the light is.
     other = np.array([[0.60, 0.25, 0.1142], [0.20, 0.90, -0.10], [0.05, -0.15, 0.9249]])

@@ -91,10 +91,12 @@ def test_display_p3_becomes_srgb(mode: str) -> None:
     assert np.abs(found - 255 * p3).max() > 20
 
 
-def test_grey_of_another_curve() -> None:
+@pytest.mark.parametrize("mode", ["L", "LA"])
+@pytest.mark.parametrize("gamma", [256 / 256, 461 / 256])
+def test_grey_of_another_curve(gamma: float, mode: str) -> None:
     ramp = np.arange(256, dtype=np.uint8)[None].repeat(8, 0)
-    found = np.asarray(as_srgb(tagged(Image.fromarray(ramp), grey_profile(1.8))).convert("RGB"))
-    assert np.abs(found - curve((ramp / 255.0) ** (461 / 256))[..., None]).max() < 2
+    found = np.asarray(as_srgb(tagged(Image.fromarray(ramp).convert(mode), grey_profile(gamma))).convert("RGB"))
+    assert np.abs(found - curve((ramp / 255.0) ** gamma)[..., None]).max() < 0.6
 
 
 def test_inks_become_the_lightness_their_profile_says() -> None:
