@@ -1,0 +1,52 @@
+"""The default ISP, or another file, on noisier raws than cameras give in daylight, beside LibRaw's AHD.
+
+    python benchmarks/default_isp/noise.py [--model FILE] [--noise 1,4,16,64]
+
+The held-out scenes of run.py, shot by the same synthetic cameras with the variance of their noise multiplied: about
+what that many times the ISO does. Neither ISP is told how noisy a raw is; LibRaw is as in run.py and does not denoise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from run import libraw
+
+from eguot_sdk.evaluation import evaluate
+from eguot_sdk.isp import ISP
+from eguot_train.data.batches import HeldPair
+from eguot_train.default_isp import house_camera, house_pictures
+
+
+def noisy_pairs(photos: Path, factor: float) -> Iterator[HeldPair]:
+    """The pairs that `default_isp.make_pairs` tests on, the variance of their noise times `factor`."""
+    for name, picture in house_pictures(photos, ("test",)):
+        camera = house_camera(zlib.crc32(f"test/{name}/0".encode()))
+        noisy = dataclasses.replace(camera, shot=camera.shot * factor, read=camera.read * math.sqrt(factor))
+        yield HeldPair(f"{name}_0", noisy.shoot(picture, name), picture)
+
+
+@click.command()
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--model", type=click.Path(path_type=Path, exists=True), help="ISP file.  [default: the default ISP]")
+@click.option("--noise", "factors", default="1,4,16,64", show_default=True, help="Times the variance of the noise.")
+def main(photos: Path, model: Path | None, factors: str) -> None:
+    """Print the table: PSNR after the affine fit / SSIM / PSNR."""
+    click.echo(
+        "| noise variance | LibRaw, AHD: dB after affine fit / SSIM | the ISP | the ISP, plain dB |\n|---|---|---|---|"
+    )
+    with ISP.load(model) as isp:
+        for factor in map(float, factors.split(",")):
+            pairs = list(noisy_pairs(photos, factor))
+            theirs, ours = (evaluate(render, pairs, label=f"x{factor:g}").summary() for render in (libraw, isp.process))
+            cells = [f"{s['psnr_affine_db']:.2f} / {s['ssim']:.3f}" for s in (theirs, ours)]
+            click.echo(f"| x {factor:g} | {cells[0]} | {cells[1]} | {ours['psnr_db']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
