@@ -210,8 +210,7 @@ def _exif_block(values: Exif) -> Any:
 
     block = Image.Exif()
     block[ORIENTATION] = 1
-    details = block.get_ifd(EXIF_IFD)
-    details[COLOR_SPACE] = 1
+    details: dict[int, Any] = {COLOR_SPACE: 1}
     for tags, target in ((MAIN_TAGS, block), (EXIF_TAGS, details)):
         for name, tag in tags.items():
             value = values.get(name)
@@ -219,6 +218,7 @@ def _exif_block(values: Exif) -> Any:
                 target[tag] = _exif_value(name, value)
     if values.get("DateTime"):
         details[DATE_TIME_ORIGINAL] = _exif_value("DateTime", values["DateTime"])
+    block[EXIF_IFD] = details  # what `get_ifd` gives is written by newer versions of Pillow only
     return block
 
 
