@@ -184,7 +184,7 @@ void tflite_plugin_destroy_delegate(Delegate *self) {}
 """
 
 
-def test_a_delegate_is_asked_and_a_plain_library_refused(tmp_path: Path) -> None:
+def test_a_delegate_is_asked_and_a_plain_library_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler to make a delegate with")
@@ -194,6 +194,9 @@ def test_a_delegate_is_asked_and_a_plain_library_refused(tmp_path: Path) -> None
         subprocess.run(command, check=True)
     with pytest.raises(UsageError, match="not a TFLite delegate"):
         open_runtime(INT8, delegate=tmp_path / "plain.so")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="not a TFLite delegate"):
+        open_runtime(INT8, delegate="plain.so")
     planes = np.random.default_rng(0).random((16, 16, 4), dtype=np.float32)
     with ISP.load(INT8) as isp, ISP.load(INT8, delegate=tmp_path / "delegate.so") as delegated:
         assert delegated.threads == 1

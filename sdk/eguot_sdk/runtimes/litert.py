@@ -120,9 +120,10 @@ def _import_litert() -> tuple[Any, str]:
 def _load_delegate(module: Any, delegate: str | Path) -> Any:
     if kind_of(Path(delegate), UsageError) != "file":
         raise UsageError(f"delegate {str(delegate)!r} is not a file: give the path of a TFLite delegate library")
+    path = str(Path(delegate).absolute())  # a bare name would be looked for in the system's folders
     try:
-        library = ctypes.CDLL(str(delegate))  # LiteRT's own loader leaves a broken object behind where this fails
-        loaded = module.load_delegate(str(delegate)) if hasattr(library, "tflite_plugin_create_delegate") else None
+        library = ctypes.CDLL(path)  # LiteRT's own loader leaves a broken object behind where this fails
+        loaded = module.load_delegate(path) if hasattr(library, "tflite_plugin_create_delegate") else None
     except (OSError, ValueError, RuntimeError, AttributeError) as error:
         raise UsageError(f"delegate {str(delegate)!r} cannot be loaded ({_first_line(error)})") from error
     if loaded is None:
