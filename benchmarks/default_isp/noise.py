@@ -1,15 +1,14 @@
 """The default ISP, or another file, on noisier raws than cameras give in daylight, beside LibRaw's AHD.
 
-    python benchmarks/default_isp/noise.py [--model FILE] [--noise 1,4,16,64]
+    python benchmarks/default_isp/noise.py [--model FILE] [--iso 1,4,16,64]
 
-The held-out scenes of run.py, shot by the same synthetic cameras with the variance of their noise multiplied: about
-what that many times the ISO does. Neither ISP is told how noisy a raw is; LibRaw is as in run.py and does not denoise.
+The held-out scenes of run.py, shot by the same synthetic cameras at so many times the ISO. Neither ISP is told how
+noisy a raw is; LibRaw is as in run.py and does not denoise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,25 +19,33 @@ from run import libraw
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_train.data.batches import HeldPair
+from eguot_train.data.synth import SynthCamera
 from eguot_train.default_isp import house_camera, house_pictures
 
 
-def noisy_pairs(photos: Path, factor: float) -> Iterator[HeldPair]:
-    """The pairs that `default_isp.make_pairs` tests on, the variance of their noise times `factor`."""
+def at_iso(camera: SynthCamera, times: float) -> SynthCamera:
+    """The camera at so many times the ISO: so many times less light, hence the variance of the shot noise.
+
+    Read noise comes partly from before the amplifier, which grows with it, and partly from after it: in between.
+    """
+    return dataclasses.replace(camera, shot=camera.shot * times, read=camera.read * times**0.7)
+
+
+def noisy_pairs(photos: Path, times: float) -> Iterator[HeldPair]:
+    """The pairs that `default_isp.make_pairs` tests on, at so many times the ISO."""
     for name, picture in house_pictures(photos, ("test",)):
-        camera = house_camera(zlib.crc32(f"test/{name}/0".encode()))
-        noisy = dataclasses.replace(camera, shot=camera.shot * factor, read=camera.read * math.sqrt(factor))
-        yield HeldPair(f"{name}_0", noisy.shoot(picture, name), picture)
+        camera = at_iso(house_camera(zlib.crc32(f"test/{name}/0".encode())), times)
+        yield HeldPair(f"{name}_0", camera.shoot(picture, name), picture)
 
 
 @click.command()
 @click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="ISP file.  [default: the default ISP]")
-@click.option("--noise", "factors", default="1,4,16,64", show_default=True, help="Times the variance of the noise.")
+@click.option("--iso", "factors", default="1,4,16,64", show_default=True, help="Times the ISO of daylight.")
 def main(photos: Path, model: Path | None, factors: str) -> None:
     """Print the table: PSNR after the affine fit / SSIM / PSNR."""
     click.echo(
-        "| noise variance | LibRaw, AHD: dB after affine fit / SSIM | the ISP | the ISP, plain dB |\n|---|---|---|---|"
+        "| times the ISO | LibRaw, AHD: dB after affine fit / SSIM | the ISP | the ISP, plain dB |\n|---|---|---|---|"
     )
     with ISP.load(model) as isp:
         for factor in map(float, factors.split(",")):
