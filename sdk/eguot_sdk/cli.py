@@ -8,6 +8,7 @@ nothing heavy, so that --help is quick.
 
 from __future__ import annotations
 
+import errno
 import functools
 import importlib.metadata
 import io
@@ -21,7 +22,7 @@ from typing import Any, Literal, NoReturn
 import click
 
 from .bayer import CFA_PHASES
-from .errors import EguotError, MissingDependency
+from .errors import EguotError, MissingDependency, OutputError
 from .paths import AS_ON_DISK, named_isp
 
 PLUGINS = "eguot_sdk.commands"
@@ -72,6 +73,11 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             # A command of another package may import its dependency only when it runs.
             _show(ctx, _missing(ctx.invoked_subcommand or "", error))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what stdout may still hold would fail once more at the end
+            _show(ctx, OutputError("no space left on the device that output goes to"))
 
 
 def _ready_streams() -> None:

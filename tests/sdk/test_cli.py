@@ -572,6 +572,14 @@ def test_inspect_warns_of_what_is_absent(shipped: Path) -> None:
     assert run("inspect", shipped / "kodak_dc50_0012L.kdc").stdout.count("Warning: ") == 2
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system")
+def test_a_full_stdout_is_said_in_one_line(shipped: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "eguot_sdk.cli", "inspect", str(shipped / "tiny.w8a8.tflite")]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: no space left on the device that output goes to\n")
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
