@@ -9,7 +9,6 @@ noisy a raw is; LibRaw is as in run.py and does not denoise.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_train.data.batches import HeldPair
 from eguot_train.data.synth import SynthCamera
-from eguot_train.default_isp import house_camera, house_pictures
+from eguot_train.default_isp import held_out
 
 
 def at_iso(camera: SynthCamera, times: float) -> SynthCamera:
@@ -32,10 +31,9 @@ def at_iso(camera: SynthCamera, times: float) -> SynthCamera:
 
 
 def noisy_pairs(photos: Path, times: float) -> Iterator[HeldPair]:
-    """The pairs that `default_isp.make_pairs` tests on, at so many times the ISO."""
-    for name, picture in house_pictures(photos, ("test",)):
-        camera = at_iso(house_camera(zlib.crc32(f"test/{name}/0".encode())), times)
-        yield HeldPair(f"{name}_0", camera.shoot(picture, name), picture)
+    """The held-out pictures and their cameras, at so many times the ISO."""
+    for name, picture, camera in held_out(photos):
+        yield HeldPair(name, at_iso(camera, times).shoot(picture, name), picture)
 
 
 @click.command()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from eguot_sdk.ingest import balanced_gains, color_matrix
 from eguot_sdk.metrics import delta_e_2000, psnr_affine, ssim
 from eguot_sdk.pairs import list_pairs
 from eguot_train.data.synth import dng_bytes
-from eguot_train.default_isp import house_camera, house_pictures
+from eguot_train.default_isp import held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 UInt8 = NDArray[np.uint8]
@@ -67,8 +66,8 @@ def libraw(frame: RawFrame, *, auto: bool) -> UInt8:
 
 def synthetic() -> Iterator[tuple[str, RawFrame, UInt8]]:
     """Held-out photos, each shot by a camera of its own."""
-    for name, picture in house_pictures(ROOT / "examples" / "photos", ("test",)):
-        yield name, house_camera(zlib.crc32(f"test/{name}/0".encode())).shoot(picture, name), picture
+    for name, picture, camera in held_out(ROOT / "examples" / "photos"):
+        yield name, camera.shoot(picture, name), picture
 
 
 def real(folder: Path) -> Iterator[tuple[str, RawFrame, UInt8]]:

@@ -76,7 +76,8 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what stdout may still hold would fail once more at the end
+            if sys.stdout is sys.__stdout__:  # what it may still hold would fail once more at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             _show(ctx, OutputError("no space left on the device that output goes to"))
 
 

@@ -1,4 +1,4 @@
-"""What lies at a path, told apart from what the system will not say."""
+"""Names of files: what lies at one, what the word `default` stands for, which of a folder count, and their bytes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from .errors import EguotError
 DEFAULT = "default"
 """What names the default ISP, or its run, where a command takes a path and none of that name exists."""
 DEFAULT_ISP = Path(__file__).parent / "models" / "default.w8a8.tflite"
-
 
 AS_ON_DISK = "eguot-as-on-disk"
 """What `errors` of an encoding may be: names of files that are not UTF-8 become the bytes they are on disk, and what an
@@ -53,10 +52,15 @@ def kind_of(path: Path, error: type[EguotError]) -> Literal["file", "folder"] | 
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else None
 
 
+def means_default(path: Path) -> bool:
+    """Whether a path is the word `default`, where nothing of that name lies."""
+    return path == Path(DEFAULT) and not os.path.lexists(path)
+
+
 def named_isp(model: str | Path) -> Path:
-    """Where an ISP file lies: `DEFAULT_ISP` for the word `default`, unless something of that name lies there."""
+    """Where an ISP file lies: `DEFAULT_ISP` for the word `default`."""
     path = Path(model)
-    return DEFAULT_ISP if path == Path(DEFAULT) and not os.path.lexists(path) else path
+    return DEFAULT_ISP if means_default(path) else path
 
 
 def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:

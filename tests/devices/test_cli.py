@@ -78,7 +78,7 @@ def test_a_report_that_cannot_be_shown_is_written_all_the_same(
 ) -> None:
     def echo(text: str, *, err: bool = False) -> None:
         if not err:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: report)
     monkeypatch.setattr(cli.click, "echo", echo)

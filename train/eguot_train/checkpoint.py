@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
 from eguot_sdk.output import written_beside
-from eguot_sdk.paths import DEFAULT
+from eguot_sdk.paths import means_default
 
 from .config import TrainConfig
 from .isps import ISPS, IspNet
@@ -171,8 +171,8 @@ def _own_class(name: str) -> type[IspNet]:
 
 
 def named_run(run: Path) -> Path:
-    """The folder of a run as a person names it: `default` is DEFAULT_RUN, where no folder of that name lies here."""
-    return DEFAULT_RUN if run == Path(DEFAULT) and not run.exists() else run
+    """The folder of a run as a person names it: `default` is DEFAULT_RUN."""
+    return DEFAULT_RUN if means_default(run) else run
 
 
 def read_config(run: Path) -> TrainConfig:

@@ -58,6 +58,16 @@ def house_pictures(photos: Path, parts: tuple[str, ...]) -> Iterator[tuple[str, 
             yield Path(name).stem, photo[: photo.shape[0] // 2 * 2, : photo.shape[1] // 2 * 2]
 
 
+def held_out(photos: Path) -> Iterator[tuple[str, NDArray[np.uint8], SynthCamera]]:
+    """The photos that are left out of training, and the camera, seen by no training either, that shoots each."""
+    for name, picture in house_pictures(photos, ("test",)):
+        yield name, picture, _camera_of("test", name, 0)
+
+
+def _camera_of(part: str, name: str, take: int) -> SynthCamera:
+    return house_camera(zlib.crc32(f"{part}/{name}/{take}".encode()))
+
+
 def make_pairs(photos: Path, out: Path) -> None:
     """Write OUT/train and OUT/test: pairs folders of synthetic cameras. A camera is drawn anew for every picture."""
     for part, parts, cameras in (("train", ("raw", "srgb"), CAMERAS_PER_PHOTO), ("test", ("test",), 1)):
@@ -65,8 +75,7 @@ def make_pairs(photos: Path, out: Path) -> None:
         folder.mkdir(parents=True)
         for name, picture in house_pictures(photos, parts):
             for take in range(cameras):
-                camera = house_camera(zlib.crc32(f"{part}/{name}/{take}".encode()))
-                write_pair(folder, f"{name}_{take}", camera.shoot(picture, name), picture)
+                write_pair(folder, f"{name}_{take}", _camera_of(part, name, take).shoot(picture, name), picture)
     for seed in range(SCENES):
         picture = make_scene(seed, 480, 640)
         write_pair(out / "train", f"scene_{seed:03d}", house_camera(seed).shoot(picture, f"scene_{seed}"), picture)

@@ -63,6 +63,8 @@ from .sheet import captioned, save_sheet
 
 NORM_DECAY = 0.98
 WEIGHT_LIMITS = (1e-4, 100.0)
+JOB = "torchrun"
+"""File of a run that torchrun started: which."""
 RAMP = 20
 """Steps over which the network's rate rises in a run that starts from another one."""
 LINEAR_PULL = 1e-3
@@ -308,8 +310,6 @@ KEPT = (
     "experts_width", "weighted_alignment", "refit", "find_pairs", "register_pairs", "window", "reuse",
 )  # fmt: skip
 """Settings that a resumed run cannot change: its networks, its fits or its place in the data depend on them."""
-JOB = "torchrun"
-"""File of a run that torchrun started: which."""
 ELSEWHERE = ("raw", "srgb", "pairs")
 """Folders may have moved: what is in them is compared by hash."""
 
