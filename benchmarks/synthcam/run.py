@@ -16,6 +16,7 @@ import csv
 import json
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,7 +165,7 @@ def row_data(data: Path, row: Row, odd: Path | None = None) -> Path:
         for path in (pair.raw_path, pair.json_path, pair.truth_path):
             shutil.copy(path, building / "train" / "pairs" / path.name)
     photos = sorted((data / "photos" / "srgb").iterdir())
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(zlib.crc32(data.name.encode()))  # other ones in each split
     replaced = list(rng.permutation(len(photos))[: round(row.outliers * len(photos))])
     strange = [] if odd is None else sorted(find_files(odd, PHOTO_SUFFIXES))
     order = rng.permutation(len(strange))
