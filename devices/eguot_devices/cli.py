@@ -118,8 +118,9 @@ def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) ->
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool) -> None:
-    """Say what became faster, slower, better or worse between two report.json, beyond noise.
+    """Say what became faster, slower, better or worse between two reports, beyond noise.
 
+    BEFORE and AFTER: report.json of `profile --out`, or its folder.
     With --fail-slower a time that only BEFORE has is an error (exit 1): nobody could say that it did not grow.
     """
     import dataclasses

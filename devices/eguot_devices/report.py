@@ -17,6 +17,7 @@ from eguot_sdk.paths import encoded
 
 from .schema import SCHEMA_VERSION, DeviceReport, Failure, Latency, Machine, ModelProfile, Report, from_dict, to_dict
 
+REPORT = "report.json"
 MAX_REPORT_BYTES = 64 << 20
 
 HEAD = (
@@ -100,7 +101,7 @@ def write_report(
     make_folder(folder)
     written = []
     files = {
-        "report.json": encoded(to_json(report) + "\n"),
+        REPORT: encoded(to_json(report) + "\n"),
         "report.csv": encoded(to_csv(report)),
         "report.html": encoded(to_html(report, pictures=pictures, pairs=pairs)),
     }
@@ -112,7 +113,9 @@ def write_report(
 
 
 def read_report(path: Path) -> Report:
-    """A report.json. Raises EguotError naming what is wrong with it."""
+    """A report.json, or the one in a folder of `profile --out`. Raises EguotError naming what is wrong with it."""
+    if path.is_dir():
+        path = path / REPORT
     try:
         if path.stat().st_size > MAX_REPORT_BYTES:
             raise EguotError(f"{path}: more than {MAX_REPORT_BYTES} bytes are no report")
@@ -120,7 +123,7 @@ def read_report(path: Path) -> Report:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise EguotError(f"{path}: not JSON; expected a report.json that `profile --out` wrote") from error
+        raise EguotError(f"{path}: not JSON; expected a {REPORT} that `profile --out` wrote") from error
     version = data.get("version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise EguotError(

@@ -122,7 +122,7 @@ def test_one_reason_for_all_models_is_said_once(report: Report) -> None:
 
 def test_a_report_is_read_back_and_what_is_none_is_told(report: Report, tmp_path: Path) -> None:
     write_report(report, tmp_path)
-    assert read_report(tmp_path / "report.json") == report
+    assert read_report(tmp_path / "report.json") == read_report(tmp_path) == report
     with pytest.raises(UsageError, match="cannot be read"):
         read_report(tmp_path / "none.json")
     (tmp_path / "old.json").write_text('{"version": 1}')

@@ -101,6 +101,8 @@ def test_each_mode_trains(mode: Mode, folders: dict[str, str], tmp_path: Path) -
     assert ("loss_transport" in values) == (mode != "supervised")
     assert values["val_psnr_db"] == pytest.approx(evaluate_model(run, Path(folders["pairs"])).mean("psnr_db"), abs=1e-4)
     assert any("step 4/4" in line for line in lines)
+    kinds = {"unpaired": "raws photos", "mixed": "raws photos pairs"}.get(mode, "pairs")
+    assert " ".join(part.split()[1] for part in lines[0].split(", ")) == kinds  # others are not counted
 
 
 def test_pairs_to_validate_on_are_looked_for_first_and_damaged_ones_told(

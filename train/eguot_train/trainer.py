@@ -420,7 +420,9 @@ def _counts(sources: Sources) -> str:
     """How much there is to train on, for a person. Of what is streamed only the first window is known."""
     found = (("raw", "raws", sources.frames), ("srgb", "photos", sources.photos), ("pairs", "pairs", sources.pairs))
     return ", ".join(
-        f"{name} read on the way" if role in sources.streamed else f"{len(items)} {name}" for role, name, items in found
+        f"{name} read on the way" if role in sources.streamed else f"{len(items)} {name}"
+        for role, name, items in found
+        if items or role in sources.streamed
     )
 
 
