@@ -304,7 +304,12 @@ class QuantConv(nn.Module):
         conv = self.conv
         if isinstance(conv, nn.Linear):
             return F.linear(x, weight, bias)
-        return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        if conv.padding_mode == "zeros":
+            return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+        x = F.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode)
+        if self.source and self.source[0].exporting is not None:  # integer convolutions read a quantiser itself
+            x = self.source[0](x)
+        return F.conv2d(x, weight, bias, conv.stride, 0, conv.dilation, conv.groups)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def lint_network(net: IspNet) -> Iterator[Finding]:
     with torch.no_grad():
         ShapeProp(graph).propagate(torch.rand(1, 4, side, side))
     for node in graph.graph.nodes:
-        for rule in (_rank, _shuffle, _slicing, _activation, _norm):
+        for rule in (_rank, _shuffle, _slicing, _padding, _activation, _norm):
             yield from rule(node, modules)
     try:
         quantise_body(integer_form(net))
@@ -192,6 +192,19 @@ def _slicing(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
                 severity="error", targets=_TFLITE, where=_where(node),
                 what="strided slicing becomes GATHER_ND; use a stride-2 convolution with fixed weights",
             )  # fmt: skip
+
+
+def _padding(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    if not isinstance(layer, nn.Conv2d):
+        return
+    widest = max(layer._reversed_padding_repeated_twice)
+    if (layer.padding_mode == "circular" and widest > 0) or (layer.padding_mode == "replicate" and widest > 1):
+        yield Finding(
+            severity="error", targets=TARGETS if layer.padding_mode == "circular" else _TFLITE, where=_where(node),
+            what=f"padding_mode {layer.padding_mode!r} ties a file to one tile, or has no op at all; "
+            "use 'zeros' or 'reflect'",
+        )  # fmt: skip
 
 
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:

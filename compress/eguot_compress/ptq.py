@@ -132,10 +132,8 @@ def _input_statistics(layer: nn.Conv2d, inputs: Sequence[Tensor], *, ones: bool 
 
 
 def _pad(picture: Tensor, layer: nn.Conv2d) -> Tensor:
-    if isinstance(layer.padding, str):
-        return picture if layer.padding == "valid" else F.pad(picture, layer._reversed_padding_repeated_twice)
-    rows, cols = layer.padding
-    return F.pad(picture, (cols, cols, rows, rows))
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return F.pad(picture, layer._reversed_padding_repeated_twice, mode)
 
 
 def _round_weights(conv: QuantConv, moments: Tensor) -> None:

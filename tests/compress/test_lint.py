@@ -83,6 +83,19 @@ class _Squashed(_Body):
         return torch.tanh(super().body(planes)).mul(0.58).add(0.5)
 
 
+class _Wrapped(_Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 12, 3, padding=1, padding_mode="circular")
+        self.global_context = True
+
+
+class _Repeated(_Body):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(4, 12, 5, padding=2, padding_mode="replicate")
+
+
 class _NoHalo(_Body):
     halo = 0
 
@@ -97,6 +110,8 @@ class _NoHalo(_Body):
         (_Prelu, "PReLU has no fast int8", "warning"),
         (_Normed, "statistics", "error"),
         (_Squashed, "at the end", "warning"),
+        (_Wrapped, "padding_mode 'circular'", "error"),
+        (_Repeated, "padding_mode 'replicate'", "error"),
         (_NoHalo, "sees 2 packed pixels past", "error"),
     ],
 )

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from eguot_compress.calibration import Calibration, load_calibration
 from eguot_compress.exact_picture import Kernels, exact_picture
-from eguot_compress.fake_quant import Bits, QuantState, quantise_body
+from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, quantise_body
 from eguot_compress.integer_form import float_form, integer_form
 from eguot_compress.lint import INT8, Target, left_to_cpu, lint_network
 from eguot_compress.parity import Difference, Parity, drop_db, measure, render
@@ -49,7 +49,7 @@ TILE = 256
 """Preferred tile of the files written, packed pixels without the halo."""
 GOLDEN_SIDE = 32
 WRITTEN_OUT_DB = 80.0
-"""Least agreement of a network with its form for conversion."""
+"""Least agreement of a network with its forms for conversion, rounding switched off."""
 
 Echo = Callable[[str], None]
 Via = Literal["litert-torch", "onnx2tf"]
@@ -196,11 +196,7 @@ class _Subject:
         self.integer_net = integer_form(self.net)
         self.loaded, self.name = loaded, name
         self.calibration = calibration.suited_to(self.net)
-        crop = self.calibration.golden[:1]
-        if Difference.between(render(self.net, crop), render(loaded.net.eval(), crop)).psnr_db < WRITTEN_OUT_DB:
-            raise EguotError(
-                f"{self.net.name}: what is converted computes another picture; is a layer's forward its own?"
-            )
+        self._compare(self.net, loaded.net.eval())
         self.provenance = _provenance(loaded, run, calibration)
         self.quantised = load_quantised(run, loaded.net)
         self._holdings: dict[Precision, Holding] = {}
@@ -210,6 +206,10 @@ class _Subject:
         if precision == "fp32":
             return Holding(self.net, None)
         if precision not in self._holdings:
+            if precision in BITS:
+                body = quantise_body(self.integer_net, bits=BITS[precision])
+                body.enable(False)
+                self._compare(QuantIsp(body, self.net.shuffle), self.net)
             made: tuple[IspNet, QuantState | None]
             if precision == "fp16":
                 made = half_weights(self.net, self.calibration.tiles), None
@@ -219,6 +219,14 @@ class _Subject:
                 made = post_train(self.integer_net, self.calibration.tiles, bits=BITS[precision])
             self._holdings[precision] = Holding(*made)
         return self._holdings[precision]
+
+    def _compare(self, form: torch.nn.Module, network: torch.nn.Module) -> None:
+        """Raises EguotError where a form of the network computes another picture than the network."""
+        crop = self.calibration.golden[:1]
+        if Difference.between(render(form, crop), render(network, crop)).psnr_db < WRITTEN_OUT_DB:
+            raise EguotError(
+                f"{self.net.name}: what is converted computes another picture; is a layer's forward its own?"
+            )
 
     def spec(self, kind: FileFormat, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
