@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -256,13 +257,29 @@ def test_a_layer_kept_in_float(tiny: IspNet, tmp_path: Path, pictures: Tensor) -
     assert Difference.between(got, held.render(pictures)).over_2_lsb <= 0.002
 
 
+def test_a_layer_kept_in_float_beside_int8_weights(tiny: IspNet, tmp_path: Path, pictures: Tensor) -> None:
+    """The weights it had before rounding, and no DEQUANTIZE."""
+    rounded, state = post_train(tiny, pictures, bits=None)
+    held = Holding(rounded, state).with_float_layer("first", tiny)
+    path = tmp_path / "tiny.tflite"
+    path.write_bytes(to_tflite(held.net, "w8", side=16, state=held.state))
+    ops, _, _ = graph_of(path)
+    assert (ops.count("CONV_2D"), ops.count("DEQUANTIZE")) == (4, 3)
+    by_hand = copy.deepcopy(rounded)
+    by_hand.get_submodule("first").load_state_dict(tiny.get_submodule("first").state_dict())
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=4)
+    got = from_stored(run_tflite(path, as_stored(pictures, spec)), spec)
+    assert Difference.between(got, render(by_hand, pictures)).psnr_db > 100
+
+
 def test_the_worst_layer_is_the_one_that_was_damaged(tiny: IspNet, pictures: Tensor) -> None:
     rounded, state = post_train(tiny, pictures, bits=8)
     with torch.no_grad():
         rounded.get_submodule("second").weight.mul_(1.2)  # type: ignore[operator, union-attr]
     check = Calibration(pictures, pictures, None, {})
-    worst, _ = Holding(rounded, state).worst_layer(tiny, render(tiny, pictures), check)
-    assert worst == "second"
+    found = Holding(rounded, state).worst_layer(tiny, render(tiny, pictures), check)
+    assert found is not None
+    assert found[0] == "second"
 
 
 # Command.

@@ -272,13 +272,13 @@ class Holding:
         layer = self.net.get_submodule(name)
         return isinstance(layer, torch.nn.Conv2d) and layer.groups == 1 and layer.bias is not None
 
-    def worst_layer(self, original: IspNet, network: Tensor, calibration: Calibration) -> tuple[str, Holding]:
-        """The layer whose rounding costs most, and the holding with it in float."""
+    def worst_layer(self, original: IspNet, network: Tensor, calibration: Calibration) -> tuple[str, Holding] | None:
+        """The layer whose rounding costs most, and the holding with it in float; None where none can be kept so."""
         assert self.state is not None
         found = {name: self.with_float_layer(name, original) for name in self.state.weights if self._plain(name)}
         losses = {n: drop_db(h.render(calibration.golden), network, calibration.truths) for n, h in found.items()}
-        worst = min(losses, key=lambda name: losses[name])
-        return worst, found[worst]
+        worst = min(losses, key=lambda name: losses[name], default=None)
+        return None if worst is None else (worst, found[worst])
 
 
 def _write_one(
@@ -296,8 +296,10 @@ def _write_one(
         parity, spec = _write_and_measure(kind, spec, path, holding, network, check, side)
         fault = _fault(parity, kind, holding, precision)
         problem = fault or _drop_problem(parity, max_drop_db)
-        if problem and fault is None and holding.state is not None and kind.exact:
-            worst, retried = holding.worst_layer(subject.integer_net, network, check)
+        can_retry = problem and fault is None and holding.state is not None and kind.exact
+        found = holding.worst_layer(subject.integer_net, network, check) if can_retry else None
+        if found is not None:
+            worst, retried = found
             parity, spec = _write_and_measure(kind, spec, path, retried, network, check, side)
             still = _fault(parity, kind, retried, precision) or _drop_problem(parity, max_drop_db)
             problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None

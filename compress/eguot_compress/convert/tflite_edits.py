@@ -175,20 +175,25 @@ def _op(model: Any, schema: Any, name: str, version: int, source: int, target: i
 
 
 def _put_back_to_float(model: Any, schema: Any, layer: FloatLayer) -> None:
-    """x, CONV_2D, y becomes x, DEQUANTIZE, CONV_2D in float, QUANTIZE, y."""
+    """x, CONV_2D, y becomes x, DEQUANTIZE, CONV_2D in float, QUANTIZE, y; float values need float weights only."""
     (graph,) = model.subgraphs
     at = _find_convolution(model, schema, layer.steps)
     conv = graph.operators[at]
-    before, after = (_as_float(schema, graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
-    entry, exit_ = _new_tensor(model, before), _new_tensor(model, after)
-    into = _op(model, schema, "DEQUANTIZE", 2, conv.inputs[0], entry, schema.DequantizeOptionsT())
-    out = _op(model, schema, "QUANTIZE", 1, exit_, conv.outputs[0], schema.QuantizeOptionsT())
     constants = []
     for index, values in ((conv.inputs[1], layer.weight), (conv.inputs[2], layer.bias)):
         tensor = copy.copy(graph.tensors[index])
         constants.append(_new_tensor(model, tensor))
         tensor.type, tensor.quantization = schema.TensorType.FLOAT32, None
         tensor.buffer = _new_buffer(model, schema, values.astype(np.float32))
+    if graph.tensors[conv.inputs[0]].type == schema.TensorType.FLOAT32:
+        conv.inputs = [conv.inputs[0], *constants]
+        read = {int(i) for op in graph.operators for i in op.inputs} | {int(i) for i in graph.outputs}
+        graph.operators = [op for op in graph.operators if not read.isdisjoint(int(i) for i in op.outputs)]
+        return
+    before, after = (_as_float(schema, graph.tensors[i]) for i in (conv.inputs[0], conv.outputs[0]))
+    entry, exit_ = _new_tensor(model, before), _new_tensor(model, after)
+    into = _op(model, schema, "DEQUANTIZE", 2, conv.inputs[0], entry, schema.DequantizeOptionsT())
+    out = _op(model, schema, "QUANTIZE", 1, exit_, conv.outputs[0], schema.QuantizeOptionsT())
     conv.inputs, conv.outputs = [entry, *constants], [exit_]
     graph.operators[at : at + 1] = [into, conv, out]
 
@@ -202,12 +207,21 @@ def _new_buffer(model: Any, schema: Any, values: NDArray[Any]) -> int:
 
 
 def _find_convolution(model: Any, schema: Any, steps: NDArray[np.int8]) -> int:
+    """Place of the plain convolution with these weights, which it reads at once or through a DEQUANTIZE."""
     (graph,) = model.subgraphs
-    for at, op in enumerate(graph.operators):
-        if model.operatorCodes[op.opcodeIndex].builtinCode == schema.BuiltinOperator.CONV_2D:
-            weight = graph.tensors[op.inputs[1]]
-            stored = np.frombuffer(bytes(model.buffers[weight.buffer].data), np.int8)
-            if tuple(weight.shape) == steps.shape and np.array_equal(stored, steps.ravel()):
+    kinds = [model.operatorCodes[op.opcodeIndex].builtinCode for op in graph.operators]
+    stored_as = {
+        int(op.outputs[0]): int(op.inputs[0])
+        for kind, op in zip(kinds, graph.operators, strict=True)
+        if kind == schema.BuiltinOperator.DEQUANTIZE
+    }
+    for at, (kind, op) in enumerate(zip(kinds, graph.operators, strict=True)):
+        if kind == schema.BuiltinOperator.CONV_2D:
+            weight = graph.tensors[stored_as.get(int(op.inputs[1]), int(op.inputs[1]))]
+            data = model.buffers[weight.buffer].data
+            if weight.type != schema.TensorType.INT8 or data is None or tuple(weight.shape) != steps.shape:
+                continue
+            if np.array_equal(np.frombuffer(bytes(data), np.int8), steps.ravel()):
                 return at
     raise EguotError("TFLite: a layer to be put back to float is no plain convolution in the file")
 
