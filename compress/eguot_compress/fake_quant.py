@@ -57,7 +57,7 @@ UNFIT = (
     "or that has hooks or a forward of its own,"
 )
 _SHUFFLES: set[Any] = {shuffled, in_file_shuffled}
-_VALUE: set[Any] = {nn.Conv2d, nn.Linear, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+_VALUE: set[Any] = {nn.Conv2d, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
 _SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
                          at_least, grown, *_SHUFFLES, operator.getitem, "flatten", "view", "reshape", "permute",
@@ -220,7 +220,7 @@ class QuantConv(nn.Module):
     export_steps: Tensor | None
     fixed_scale: Tensor | None
 
-    def __init__(self, conv: nn.Conv2d | nn.Linear) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.conv = conv
         self.exporting = False
@@ -297,13 +297,11 @@ class QuantConv(nn.Module):
         if bias is not None:
             bias = torch.round(bias.detach().float() / (entry * scales)).double()
         total = self._convolved(torch.round(x / entry.double()), self.steps().double(), bias)
-        factor = (entry * scales / exit_).reshape(1, -1, *[1] * (total.ndim - 2))
+        factor = (entry * scales / exit_).reshape(1, -1, 1, 1)
         return (total.float() * factor).double() * exit_.double()
 
     def _convolved(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         conv = self.conv
-        if isinstance(conv, nn.Linear):
-            return F.linear(x, weight, bias)
         if conv.padding_mode == "zeros":
             return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
         x = F.pad(x, conv._reversed_padding_repeated_twice, conv.padding_mode)
@@ -453,11 +451,12 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     modules = dict(graph_module.named_modules())
     _shuffle_late(graph_module, modules)
     if bits is not None:
+        refuse_linear(graph_module)
         _insert_quantisers(graph_module, modules, bits)
     for path, module in modules.items():
         if isinstance(module, nn.ConvTranspose2d):
             raise EguotError(f"{path.removeprefix('net.')}: {UNFIT} has no int8 form")
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d):
             graph_module.set_submodule(path, QuantConv(module))
     for node in graph_module.graph.nodes:
         layer = graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -468,6 +467,14 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     graph_module.graph.lint()
     graph_module.recompile()
     return QuantBody(graph_module, bits).train(net.training)
+
+
+def refuse_linear(body: fx.GraphModule) -> None:
+    """Raises EguotError for a Linear: TFLite has scales of its own for it, and does not load it with int8 values."""
+    for path, module in body.named_modules():
+        if isinstance(module, nn.Linear):
+            name = path.removeprefix("net.")
+            raise EguotError(f"{name}: Linear has no int8 form here: use a 1x1 convolution of maps [B, C, 1, 1]")
 
 
 def _shuffle_late(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> None:

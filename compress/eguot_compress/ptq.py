@@ -23,7 +23,7 @@ from eguot_train.checkpoint import load_run
 from eguot_train.isps.base import IspNet
 
 from .calibration import load_calibration
-from .fake_quant import Bits, QuantBody, QuantConv, QuantState, calibrate, quantise_body
+from .fake_quant import Bits, QuantBody, QuantConv, QuantState, calibrate, quantise_body, refuse_linear
 from .integer_form import float_form, integer_form
 from .material import Folders
 from .quant_run import building, refuse_existing, save_derived
@@ -42,6 +42,7 @@ def post_train(net: IspNet, tiles: Tensor, *, bits: Bits | None) -> tuple[IspNet
     """
     rounded = copy.deepcopy(net).eval()
     body, exact = quantise_body(rounded, bits=bits), quantise_body(net, bits=None)
+    refuse_linear(exact.graph_module)
     batches = torch.split(tiles, BATCH)
     calibrate(body, batches)
     exact.enable(False)
@@ -49,7 +50,7 @@ def post_train(net: IspNet, tiles: Tensor, *, bits: Bits | None) -> tuple[IspNet
     for name, conv, inputs in _in_order(body, batches):
         conv.fixed_scale = conv.scales().clone()
         exact_already = conv.conv.weight[0].numel() == 1  # one weight a filter lies on its own step
-        if isinstance(conv.conv, nn.Conv2d) and not exact_already:
+        if not exact_already:
             moments, mean = _input_statistics(conv.conv, inputs)
             _round_weights(conv, moments)
             _correct_bias(conv, mean, wanted[name])
@@ -69,8 +70,6 @@ def half_weights(net: IspNet, tiles: Tensor) -> IspNet:
     batches = torch.split(tiles[:HALF_TILES], BATCH)
     for _, conv, inputs in _in_order(body, batches):
         layer = conv.conv
-        if not isinstance(layer, nn.Conv2d):
-            continue
         moments, _ = _input_statistics(layer, inputs, ones=layer.bias is not None)
         per_group = layer.out_channels // layer.groups
         with torch.no_grad():

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
@@ -112,7 +112,10 @@ def load_scales(run: Path) -> QuantState | None:
         )
         scales = [*(s for s, _ in activations.values()), *(s for channels in weights.values() for s in channels)]
         usable = record["version"] == VERSION and state.bits == 8
-        usable &= all(math.isfinite(s) and s > 0 for s in scales)
+        with np.errstate(over="ignore", under="ignore"):
+            held = np.array(scales, np.float32)  # as networks and files hold them
+        usable &= bool(np.isfinite(held).all() and (held > 0).all())
+        usable &= set(state.float_layers) <= set(weights)
         usable &= all(-128 <= z <= 127 for _, z in activations.values())
         checkpoint = record["checkpoint"]
     except (ValueError, TypeError, KeyError, AttributeError, OSError, OverflowError, RecursionError) as error:

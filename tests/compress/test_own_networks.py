@@ -15,11 +15,15 @@ from torch.nn import functional as F
 
 from eguot_compress.cli import convert as command
 from eguot_compress.convert import convert
+from eguot_compress.convert.formats import FORMATS, as_stored, from_stored
+from eguot_compress.convert.formats import INT8 as INT8_PORT
 from eguot_compress.exact_picture import exact_picture
 from eguot_compress.fake_quant import Bits, QuantConv, calibrate, quantise_body
+from eguot_compress.lint import INT8, lint_network
 from eguot_compress.parity import Difference, render
-from eguot_compress.ptq import _input_statistics
+from eguot_compress.ptq import _input_statistics, half_weights, post_train
 from eguot_sdk.errors import EguotError, GateError
+from eguot_sdk.spec import IspSpec
 from eguot_train.isps.base import IspNet
 
 MakeRun = Callable[..., Path]
@@ -52,6 +56,35 @@ class Replicated(Own):
 
 class Circular(Own):
     mode = "circular"
+
+
+class Linear(Own):
+    """Squeeze and excitation, as torch writes it."""
+
+    name, halo, global_context = "linear", 0, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(8, 4), nn.Linear(4, 8)
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.first(planes))
+        means = torch.flatten(F.adaptive_avg_pool2d(maps, 1), 1)
+        share = torch.sigmoid(self.up(torch.relu(self.down(means))))
+        return self.tail(torch.relu(self.second(maps * share[:, :, None, None])))  # type: ignore[no-any-return]
+
+
+class Pointwise(Linear):
+    """The same in 1x1 convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.first(planes))
+        share = torch.sigmoid(self.up(torch.relu(self.down(F.adaptive_avg_pool2d(maps, 1)))))
+        return self.tail(torch.relu(self.second(maps * share)))  # type: ignore[no-any-return]
 
 
 class Unplain(Own):
@@ -146,3 +179,38 @@ def test_int8_weights_that_lose_too_much_are_tried_with_a_layer_in_float(make_ru
     assert len(mended.float_layers) == 1
     assert mended.parity.drop_db <= allowed
     assert mended.parity.twin.psnr_db > 80
+
+
+# Linear layers.
+
+
+def test_linear_is_refused_in_int8_and_lint_says_what_to_use(
+    pictures: Tensor, relive: Callable[[IspNet, int], IspNet]
+) -> None:
+    net = relive(Linear(), 0)
+    words = "down: Linear has no int8 form here: use a 1x1 convolution"
+    assert words in [f.what[: len(words)] for f in lint_network(net) if f.where == INT8]
+    for bits in (None, 8):
+        with pytest.raises(EguotError, match=words):
+            post_train(net, pictures, bits=bits)
+    held = half_weights(net, pictures)
+    assert Difference.between(render(held, pictures), render(net, pictures)).psnr_db > 60
+
+
+def test_the_convolution_in_its_place_is_the_same_and_is_taken(
+    pictures: Tensor, relive: Callable[[IspNet, int], IspNet], tmp_path: Path
+) -> None:
+    net, other = relive(Linear(), 0), Pointwise()
+    weights = net.state_dict()
+    for name in ("down", "up"):
+        weights[f"{name}.weight"] = weights[f"{name}.weight"][:, :, None, None]
+    other.load_state_dict(weights)
+    exact = render(net, pictures)
+    torch.testing.assert_close(render(other.eval(), pictures), exact)
+    kind = FORMATS["tflite"]
+    rounded, state = post_train(other, pictures, bits=8)
+    path = tmp_path / "isp.tflite"
+    kind.write(rounded, "w8a8", path, side=32, state=state)
+    spec = IspSpec(name="t", architecture="t", parameters=1, halo=0, input=INT8_PORT, output=INT8_PORT)
+    got = from_stored(kind.run(path, as_stored(pictures, spec)), spec)
+    assert Difference.between(got, exact).psnr_db > 45

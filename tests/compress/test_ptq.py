@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,6 +128,11 @@ def test_groups_strides_and_dilation(pictures: Tensor) -> None:
 # Runs.
 
 
+@pytest.fixture(scope="module")
+def small(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantize(run, tmp_path_factory.mktemp("quantised") / "small")
+
+
 def test_a_quantised_run_converts_to_exactly_its_scales(run: Path, tmp_path: Path) -> None:
     quantize(run, tmp_path / "small")
     state = load_scales(tmp_path / "small")
@@ -176,11 +182,15 @@ def test_an_existing_folder_is_not_overwritten(run: Path, tmp_path: Path) -> Non
         lambda r: r["activations"].update(q_input=[10**400, 0]),
         lambda r: r["activations"].update(q_input=[0.1, float("inf")]),
         lambda r: r.pop("checkpoint"),
+        lambda r: r.update(float_layers=["nope"]),
+        lambda r: r.update(float_layers=[["tail"]]),
+        lambda r: r["activations"].update(q_input=[1e300, 0]),
+        lambda r: r["activations"].update(q_input=[1e-60, 0]),
+        lambda r: r["weights"].update(spare=[1.0, 1e39]),
     ],
 )
-def test_damaged_scales_are_refused(run: Path, tmp_path: Path, damage: Callable[[dict[str, object]], object]) -> None:
-    quantize(run, tmp_path / "small")
-    path = tmp_path / "small" / FILE
+def test_damaged_scales_are_refused(small: Path, tmp_path: Path, damage: Callable[[dict[str, object]], object]) -> None:
+    path = shutil.copytree(small, tmp_path / "small") / FILE
     record = json.loads(path.read_text())
     damage(record)
     for text in (json.dumps(record), "[" * 100_000, "{"):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
 from eguot_compress.fake_quant import (
     QuantConv,
@@ -60,7 +59,7 @@ def to_tflite(net: IspNet, precision: Precision, *, side: int, state: QuantState
 def _float_layer(conv: QuantConv) -> FloatLayer:
     """A convolution's weights in the layout of the file, [O, h, w, I]."""
     layer = conv.conv
-    if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.bias is None:
+    if layer.groups != 1 or layer.bias is None:
         raise EguotError("TFLite: only a plain convolution with a bias can be kept in float")
     weight, bias = layer.weight.detach().permute(0, 2, 3, 1), layer.bias.detach()
     return FloatLayer(conv.steps().permute(0, 2, 3, 1).contiguous().numpy(), weight.numpy(), bias.numpy())
