@@ -53,7 +53,7 @@ class Calibration:
 
     def at_side(self, side: int) -> Calibration:
         """The golden crops laid side by side on one tile of `side` packed pixels, and a ramp of that size."""
-        canvas = _canvas(self.golden, side)
+        canvas = _canvas(self.golden[:-1], side)  # cell for cell the truths'
         truths = None if self.truths is None else _canvas(self.truths, 2 * side)
         return replace(self, golden=torch.cat([canvas, grey_ramp(side)]), truths=truths)
 

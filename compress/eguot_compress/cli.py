@@ -211,8 +211,7 @@ def _table(results: list[Converted]) -> str:
         lines.append("  ".join(cells))
     for r in results:
         lines.append(f"{r.format} {r.precision}: {_ops(r)}")
-    if any(r.format == "coreml" for r in results):
-        lines.append("Core ML files were evaluated op by op, not run on Apple hardware")
+    lines += [f"Core ML files: {how}" for how in {r.runtime for r in results if r.format == "coreml"}]
     for r in results:
         if r.float_layers and r.problem is None:
             kept = ", ".join(r.float_layers)

@@ -6,6 +6,7 @@ and from the targets' published op lists; what no rule knows is not reported, so
 
 from __future__ import annotations
 
+import bisect
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
             raise UsageError(f"unknown target {target!r}: use some of {', '.join(TARGETS)}")
     path = named_run(Path(subject))
     if path.suffix == ".tflite":
+        if not set(targets) & set(_TFLITE):
+            raise UsageError(f"{path}: {', '.join(targets)} cannot run a .tflite: give its run, or other targets")
         found = list(lint_tflite(path))
     elif path.is_file():
         raise UsageError(f"{path}: of files, lint reads .tflite; give one, a run folder or the name of an architecture")
@@ -136,25 +139,26 @@ def _context_findings(net: IspNet) -> Iterator[Finding]:
 
 
 def receptive_margin(net: IspNet) -> int:
-    """How many packed pixels past a tile's border an output inside it depends on.
+    """How many packed pixels past a tile's border an output inside it is computed from, in any direction.
 
-    Measured with gradients on a copy whose weights are all positive: no path is hidden by a zero or a closed ReLU.
+    Beyond so many, NaN leaves the tile's output finite. No weight, closed ReLU, clip or maximum hides a NaN.
     """
-    net = copy.deepcopy(net).eval()
+    net = copy.deepcopy(net).eval().double()  # float32 kernels may share work between pixels, and so NaN
+    farthest = net.halo + 8 * net.multiple
+    first = -(-farthest // net.multiple) * net.multiple
+    stop = first + 2 * net.multiple
+    planes = torch.rand(1, 4, first + stop, first + stop, generator=torch.Generator().manual_seed(0)).double()
+
+    def seen(margin: int) -> bool:
+        """Whether the tile's output depends on anything farther than `margin`."""
+        known = torch.full_like(planes, torch.nan)
+        inside = slice(first - margin, stop + margin)
+        known[..., inside, inside] = planes[..., inside, inside]
+        tile = slice(2 * first, 2 * stop)
+        return not bool(net(known)[..., tile, tile].isfinite().all())
+
     with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.fill_(1 / max(1, parameter[0].numel()) if parameter.ndim > 1 else 0.1)
-    reach = net.halo + 8 * net.multiple
-    tile = 2 * net.multiple
-    side = -(-(2 * reach + tile) // net.multiple) * net.multiple
-    first = reach // net.multiple * net.multiple
-    planes = torch.rand(1, 4, side, side, generator=torch.Generator().manual_seed(0)).requires_grad_(True)
-    out = net(planes)[:, :, 2 * first : 2 * (first + tile), 2 * first : 2 * (first + tile)]
-    (gradient,) = torch.autograd.grad(out.sum(), planes)
-    touched = torch.nonzero(gradient.abs().amax((0, 1, 2))).flatten()
-    if len(touched) == 0:
-        return 0
-    return max(0, first - int(touched[0]), int(touched[-1]) - (first + tile - 1))
+        return bisect.bisect_left(range(farthest), True, key=lambda margin: not seen(margin))
 
 
 def _kind(node: fx.Node, modules: dict[str, nn.Module]) -> Any:

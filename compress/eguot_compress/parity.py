@@ -8,6 +8,7 @@ Values are compared clipped to [0, 1]; 1 LSB is 1/255.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,8 @@ class Parity:
         """What falls short of what this precision must reach; None where nothing does."""
         if self.scales is not None and self.scales.differing:
             return f"{self.scales.differing} of {self.scales.total} scales in the file are not the network's"
+        if not math.isfinite(self.twin.psnr_db):
+            return "it renders values that are no numbers"
         if precision in FLOOR_DB:
             floor = FLOOR_DB[precision]
             return None if self.twin.psnr_db >= floor else f"{self.twin.psnr_db:.1f} dB to torch, {floor:.0f} needed"

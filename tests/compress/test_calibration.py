@@ -110,3 +110,19 @@ def test_crops_of_small_raws_suit_every_network(side: int, tmp_path: Path) -> No
     assert max(multiples) > 8
     assert all(crop % multiple == 0 for multiple in multiples)
     assert crop > side / 4
+
+
+def test_laid_on_one_tile_every_crop_keeps_its_truth(pairs: Path) -> None:
+    """Also past the sixteenth place, where they come again."""
+    found = load_calibration(CONFIG, pairs)
+    crop = found.golden.shape[-1]
+    tiled = found.at_side(5 * crop - 3)
+    assert found.truths is not None
+    assert tiled.truths is not None
+    for place in range(25):
+        row, column = crop * (place // 5), crop * (place % 5)
+        planes = tiled.golden[0, :, row : row + crop, column : column + crop]
+        truth = tiled.truths[0, :, 2 * row : 2 * (row + crop), 2 * column : 2 * (column + crop)]
+        which = place % GOLDEN_CROPS
+        assert torch.equal(planes, found.golden[which, :, : planes.shape[1], : planes.shape[2]])
+        assert torch.equal(truth, found.truths[which, :, : truth.shape[1], : truth.shape[2]])

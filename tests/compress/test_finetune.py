@@ -23,6 +23,7 @@ from eguot_compress.quant_run import load_quantised, load_scales
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_sdk.ingest import pack
 from eguot_sdk.isp import ISP
+from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import write_pair
 from eguot_train.checkpoint import load_run
 from eguot_train.data.scenes import make_scene
@@ -119,6 +120,11 @@ def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -
     (result,) = convert(out, tmp_path / "files", precisions=["w8a8"])
     assert result.problem is None
     assert result.parity.twin.over_2_lsb <= 0.002
+    assert result.path is not None
+    told = read_spec(result.path).provenance
+    assert (told["made_by"]["command"], told["made_by"]["steps"], told["made_by"]["seed"]) == ("qat", 6, 1)
+    assert "calibration" not in told  # nothing was fitted on the crops of this conversion
+    assert told["golden"]["files"] > 0
 
 
 @pytest.mark.parametrize("isp", ["unet32", "lan"])

@@ -100,6 +100,21 @@ class _NoHalo(_Body):
     halo = 0
 
 
+class _Tall(_NoHalo):
+    """Looks up and down only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.tail = nn.Conv2d(4, 12, (9, 1), padding=(4, 0)), nn.Conv2d(12, 12, 1)
+
+
+class _Clipped(_NoHalo):
+    """Whose clip is closed wherever weights are large."""
+
+    def body(self, planes: Tensor) -> Tensor:
+        return (1e3 * super().body(planes)).clamp(0, 1)
+
+
 @pytest.mark.parametrize(
     ("net", "words", "severity"),
     [
@@ -113,6 +128,8 @@ class _NoHalo(_Body):
         (_Wrapped, "padding_mode 'circular'", "error"),
         (_Repeated, "padding_mode 'replicate'", "error"),
         (_NoHalo, "sees 2 packed pixels past", "error"),
+        (_Tall, "sees 4 packed pixels past", "error"),
+        (_Clipped, "sees 2 packed pixels past", "error"),
     ],
 )
 def test_each_rule(net: type[IspNet], words: str, severity: str) -> None:
@@ -145,6 +162,8 @@ def test_only_the_targets_asked_for() -> None:
         lint("qisp-s", ["toaster"])
     with pytest.raises(UsageError, match="no target given"):
         lint("qisp-s", [])
+    with pytest.raises(UsageError, match=r"coreml-ane cannot run a \.tflite"):
+        lint("default.tflite", ["coreml-ane"])
 
 
 def test_what_is_no_isp(tmp_path: Path) -> None:

@@ -61,3 +61,13 @@ def test_what_falls_short() -> None:
     assert "0.050 dB" in str(parity(drop=0.15).problem("w8a8"))
     assert parity(psnr=79.9).problem("fp16") is None
     assert "80 needed" in str(parity(psnr=79.9).problem("fp32"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_what_is_no_number_falls_short(precision: str) -> None:
+    broken = torch.full((1, 3, 4, 4), torch.nan)
+    found = Difference.between(broken, torch.zeros_like(broken))
+    result = Parity(
+        twin=found, network=found, drop_db=math.nan, twin_drop_db=math.nan, drop_basis="pairs", banding_lsb=0
+    )
+    assert "no numbers" in str(result.problem(precision))  # type: ignore[arg-type]

@@ -157,6 +157,9 @@ def test_weights_must_fit(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=f"somewhere: weights do not fit the network .*{why}") as caught:
             load_weights(awake(seed=1), wrong, "somewhere")
         assert "\n" not in str(caught.value)
+    spoilt = {**state, key: torch.full_like(state[key], torch.nan)}
+    with pytest.raises(CheckpointError, match=f"somewhere: {key} holds values that are no numbers"):
+        load_weights(awake(seed=1), spoilt, "somewhere")
     other = awake(seed=1)
     load_weights(other, state, "somewhere")
     assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))

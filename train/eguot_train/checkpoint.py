@@ -207,9 +207,12 @@ def load_run(run: Path) -> LoadedRun:
 
 
 def load_weights(net: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Strict load: a missing, extra or misshapen tensor is an error naming it."""
+    """Strict load: a missing, extra or misshapen tensor is an error naming it, and so is one with NaN or infinity."""
     try:
         net.load_state_dict(dict(tensors), strict=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
         raise CheckpointError(f"{where}: weights do not fit the network ({reason})") from error
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{where}: {name} holds values that are no numbers")

@@ -51,6 +51,9 @@ GOLDEN_SIDE = 32
 WRITTEN_OUT_DB = 80.0
 """Least agreement of a network with its forms for conversion, rounding switched off."""
 
+OWN_SCALES_DB = 1.0
+"""What a converter that finds its own int8 scales may lose more than ours."""
+
 Echo = Callable[[str], None]
 Via = Literal["litert-torch", "onnx2tf"]
 """Ways to a .tflite."""
@@ -103,7 +106,7 @@ def refuse_failed(results: Sequence[Converted]) -> None:
     """Raises GateError naming every result that fell short."""
     failed = [f"{r.format} {r.precision}: {r.problem}" for r in results if r.problem]
     if failed:
-        raise GateError("; ".join(failed) + "; not written: allow a larger --max-drop-db, or convert a run of `qat`")
+        raise GateError("; ".join(failed) + "; not written")
 
 
 def convert_each(
@@ -128,7 +131,10 @@ def convert_each(
     if via == "onnx2tf" and subject.quantised is not None and "w8a8" in precisions:
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     source = subject.calibration.source
+    own = subject.quantised is not None and "w8a8" in precisions
     say(f"calibration and golden crops: {source['kind']} ({source['files']})")
+    if own:
+        say("w8a8: with the run's own scales; the crops only check it")
     new = not out.exists()
     _make_folder(out)
     kinds = {**FORMATS, "tflite": by_onnx2tf(subject.calibration.tiles)} if via == "onnx2tf" else FORMATS
@@ -197,7 +203,7 @@ class _Subject:
         self.loaded, self.name = loaded, name
         self.calibration = calibration.suited_to(self.net)
         self._compare(self.net, loaded.net.eval())
-        self.provenance = _provenance(loaded, run, calibration)
+        self.provenance = _provenance(loaded, run) | {"golden": calibration.source}
         self.quantised = load_quantised(run, loaded.net)
         self._holdings: dict[Precision, Holding] = {}
 
@@ -228,6 +234,12 @@ class _Subject:
                 f"{self.net.name}: what is converted computes another picture; is a layer's forward its own?"
             )
 
+    def _learned_from(self, precision: Precision) -> dict[str, Any]:
+        """What the numbers of this precision were fitted on here; those of a quantised run were fitted before."""
+        if precision == "fp32" or (precision == "w8a8" and self.quantised is not None):
+            return {}
+        return {"calibration": self.calibration.source}
+
     def spec(self, kind: FileFormat, precision: Precision) -> IspSpec:
         """The spec of a file, without golden pair and metrics."""
         multiple = self.net.multiple
@@ -241,7 +253,7 @@ class _Subject:
             precision=precision,
             input=kind.inputs.get(precision, TensorSpec()),
             output=kind.outputs.get(precision, TensorSpec()),
-            provenance={**self.provenance, "tools": _versions(kind.tools)},
+            provenance={**self.provenance, **self._learned_from(precision), "tools": _versions(kind.tools)},
         )
 
 
@@ -295,13 +307,13 @@ def _write_one(
         path = folder / f"{subject.name}.{precision}.{kind.suffix}"
         parity, spec = _write_and_measure(kind, spec, path, holding, network, check, side)
         fault = _fault(parity, kind, holding, precision)
-        problem = fault or _drop_problem(parity, max_drop_db)
+        problem = fault or _drop_problem(parity, max_drop_db, precision)
         can_retry = problem and fault is None and holding.state is not None and kind.exact
         found = holding.worst_layer(subject.integer_net, network, check) if can_retry else None
         if found is not None:
             worst, retried = found
             parity, spec = _write_and_measure(kind, spec, path, retried, network, check, side)
-            still = _fault(parity, kind, retried, precision) or _drop_problem(parity, max_drop_db)
+            still = _fault(parity, kind, retried, precision) or _drop_problem(parity, max_drop_db, precision)
             problem = f"{problem}; worst layer is {worst}, with it in float: {still}" if still else None
             holding, layers = retried, (worst,)
         contents = kind.read(path)
@@ -346,7 +358,12 @@ def _write_and_measure(
 
 def _fault(parity: Parity, kind: FileFormat, holding: Holding, precision: Precision) -> str | None:
     """What is wrong with the conversion itself. A file with scales of its own need not equal ours in integers."""
-    return parity.problem(precision) if kind.exact or holding.state is None else None
+    if kind.exact or holding.state is None:
+        return parity.problem(precision)
+    more = parity.drop_db - parity.twin_drop_db
+    if more <= OWN_SCALES_DB:
+        return None
+    return f"loses {more:.1f} dB more than with our scales, {OWN_SCALES_DB:g} allowed"
 
 
 def _golden_input(check: Calibration, spec: IspSpec, side: int | None) -> Tensor:
@@ -375,10 +392,11 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _drop_problem(parity: Parity, max_drop_db: float | None) -> str | None:
+def _drop_problem(parity: Parity, max_drop_db: float | None, precision: Precision) -> str | None:
     if max_drop_db is None or parity.drop_db <= max_drop_db:
         return None
-    return f"loses {parity.drop_db:.4f} dB, {max_drop_db:g} allowed"
+    way_out = "allow a larger --max-drop-db" + (", or convert a run of `qat`" if precision == "w8a8" else "")
+    return f"loses {parity.drop_db:.4f} dB, {max_drop_db:g} allowed ({way_out})"
 
 
 def _golden(stored_in: np.ndarray, stored_out: np.ndarray) -> GoldenPair:
@@ -401,13 +419,14 @@ def _metrics(parity: Parity, kind: FileFormat, float_layers: tuple[str, ...]) ->
     }
 
 
-def _provenance(loaded: LoadedRun, run: Path, calibration: Calibration) -> dict[str, Any]:
+def _provenance(loaded: LoadedRun, run: Path) -> dict[str, Any]:
+    made_by = loaded.state.get("made_by")  # of `quantize`, `qat` and `distill`
     return {
+        **({} if made_by is None else {"made_by": made_by}),
         "mode": loaded.config.mode,
         "step": loaded.step,
         "config_sha256": hashlib.sha256((run / "config.json").read_bytes()).hexdigest(),
         "data": dict(loaded.state.get("data", {})),
-        "calibration": calibration.source,
         "git_commit": _git_commit(),
     }
 

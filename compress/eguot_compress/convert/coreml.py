@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
+from eguot_sdk.ispfile import METADATA_NAME
 from eguot_sdk.spec import IspSpec
 
 from .mil import MilProgram
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
     from eguot_train.isps.base import IspNet
 
-KEY = "EGUOT_ISP"
 MOVES_SCALES = "common::distributive_quantized_binary_op_scale_normalization"
 """A pass that folds the scale of a sum into its neighbours: same numbers, but other scales than the network's."""
 POOLS = (torch.ops.aten.max_pool2d.default, torch.ops.aten.avg_pool2d.default)
@@ -53,7 +53,7 @@ def embed_coreml(path: Path, spec: IspSpec) -> None:
         import coremltools
 
         model = coremltools.models.MLModel(str(path), skip_model_load=True)
-        model.user_defined_metadata[KEY] = spec.to_json()
+        model.user_defined_metadata[METADATA_NAME] = spec.to_json()
         beside = path.with_name(f"with-spec-{path.name}")  # a package cannot be saved over itself
         model.save(str(beside))
         del model
@@ -81,7 +81,7 @@ def _convert(module: nn.Module, precision: Precision, path: Path, side: int) -> 
         with quietly():
             import coremltools as ct
     except ImportError as error:
-        raise MissingDependency("coremltools", needed_for="a Core ML file", pip="eguot-sdk[coreml]") from error
+        raise MissingDependency("coremltools", needed_for="a Core ML file", pip="'eguot-sdk[coreml]'") from error
     example = torch.zeros(1, 4, side, side)
     compute = ct.precision.FLOAT32 if precision in FLOAT32_COMPUTE else ct.precision.FLOAT16
     passes = ct.PassPipeline.DEFAULT

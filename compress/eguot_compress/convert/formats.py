@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -109,7 +110,7 @@ FORMATS: dict[Format, FileFormat] = {
         precisions=("fp32", "fp16", "w8", "w8a8"),
         layout="NCHW",
         fixed_tile=True,
-        runtime="evaluated op by op, not run on Apple hardware",
+        runtime="Core ML" if sys.platform == "darwin" else "evaluated op by op, not run on Apple hardware",
         kernels=None,
         tools=("coremltools",),
         write=write_coreml,

@@ -37,7 +37,7 @@ class MilProgram:
                 spec = model.get_spec()
                 program = load(spec, spec.specificationVersion, file_weights_dir=model.weights_dir)
         except ImportError as error:
-            raise MissingDependency("coremltools", needed_for="a Core ML file", pip="eguot-sdk[coreml]") from error
+            raise MissingDependency("coremltools", needed_for="a Core ML file", pip="'eguot-sdk[coreml]'") from error
         self.function = program.functions["main"]
         self.metadata: dict[str, str] = dict(model.user_defined_metadata)
         self.operations = [op for op in self.function.operations if op.op_type != "const"]

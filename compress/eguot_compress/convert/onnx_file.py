@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from eguot_compress.fake_quant import QuantIsp, QuantState, quantise_body
 from eguot_compress.quiet import quietly
 from eguot_sdk.errors import EguotError, MissingDependency
+from eguot_sdk.ispfile import METADATA_NAME
 from eguot_sdk.spec import IspSpec
 
 if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
     from eguot_train.isps.base import IspNet
 
-KEY = "EGUOT_ISP"
 OPSET = 18
 
 
@@ -56,10 +56,10 @@ def embed_onnx(path: Path, spec: IspSpec) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    kept = [p for p in model.metadata_props if p.key != KEY]
+    kept = [p for p in model.metadata_props if p.key != METADATA_NAME]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
-    model.metadata_props.add(key=KEY, value=spec.to_json())
+    model.metadata_props.add(key=METADATA_NAME, value=spec.to_json())
     onnx.save(model, str(path))
 
 
@@ -84,7 +84,7 @@ def export_onnx(module: nn.Module, path: Path, side: int, *, output: str = "srgb
             import onnxscript  # noqa: F401  (torch.onnx needs it)
     except ImportError as error:
         package = error.name or "onnx"
-        raise MissingDependency(package, needed_for="an ONNX file", pip="eguot-sdk[onnx]") from error
+        raise MissingDependency(package, needed_for="an ONNX file", pip="'eguot-sdk[onnx]'") from error
     dynamic = torch.export.Dim.DYNAMIC
     with quietly():
         try:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from eguot_sdk.spec import Precision
     from eguot_train.isps.base import IspNet
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "w8", "w8a8", "w8a16")
 PARTITIONER = "MINCUT"
 """How the converter decides which ops it computes in NHWC. Its own choice for graphs of a thousand ops and more,
 GREEDY, hands convolutions between Q and DQ (MicroISP in int8) maps of the other layout."""
@@ -70,7 +69,7 @@ def _litert(body: object, side: int, *, integers: bool) -> bytes:
         with quietly():
             import litert_torch
     except ImportError as error:
-        raise MissingDependency("litert-torch", needed_for="a TFLite file", pip="eguot-sdk[convert]") from error
+        raise MissingDependency("litert-torch", needed_for="a TFLite file", pip="'eguot-sdk[convert]'") from error
     with quietly():
         from litert_torch.quantize.pt2e_quantizer import PT2EQuantizer, get_symmetric_quantization_config
         from litert_torch.quantize.quant_config import QuantConfig
