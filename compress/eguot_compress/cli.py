@@ -122,7 +122,7 @@ def qat(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--isp", required=True, help="Architecture of the student, one of `eguot-sdk isps`.")
+@click.option("--isp", required=True, help="Architecture of the student: of `eguot-sdk isps`, or package.module:Class.")
 @_folders
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 3000]")
@@ -152,7 +152,13 @@ def distill(
 
 
 @click.command()
-@click.option("--isp", "subject", required=True, metavar="NAME|RUN|FILE", help="Architecture, run folder or .tflite.")
+@click.option(
+    "--isp",
+    "subject",
+    required=True,
+    metavar="NAME|RUN|FILE",
+    help="Architecture (package.module:Class too), run folder, `default` or .tflite.",
+)
 @click.option("--target", "targets", default="tflite-cpu,tflite-gpu,nnapi,coreml-ane", show_default=True,
               help="Comma list of runtimes.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

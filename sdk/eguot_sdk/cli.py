@@ -289,7 +289,7 @@ def process(
     skip_existing: bool,
     as_json: bool,
 ) -> None:
-    """Develop raw files, and those in folders, to pictures.
+    """Develop raw files, and those that lie directly in folders, to pictures.
 
     A file that fails is named on stderr and does not stop the others; the exit code is then 1.
 

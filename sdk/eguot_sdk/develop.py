@@ -320,11 +320,14 @@ def _inside(folder: Path) -> list[Path]:
     """The raws of a folder."""
     try:
         inside = sorted(visible_files(folder, folder.iterdir(), RAW_SUFFIXES))
+        if inside:
+            return inside
+        for below in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if any(visible_files(below, below.iterdir(), RAW_SUFFIXES)):
+                raise RawError(f"{folder}: no raw files in this folder itself; name {below}, which has some")
     except OSError as error:
         raise RawError(f"{folder}: cannot be listed ({error.strerror or error})") from error
-    if not inside:
-        raise RawError(f"{folder}: no raw files in this folder")
-    return inside
+    raise RawError(f"{folder}: no raw files in this folder")
 
 
 def _names_picture(output: Path) -> bool:

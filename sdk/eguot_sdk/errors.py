@@ -9,6 +9,7 @@
     |-- CheckpointError       exit 1   a run folder or checkpoint cannot be used
     |-- MissingDependency     exit 1   an optional package is not installed; says the pip line
     |-- OutputError           exit 1   a result cannot be written
+    |-- TrainingDiverged      exit 1   a health gate stopped training (`eguot_train.health`)
     `-- GateError             exit 3   a quality gate asked for was not met
 
 Messages are one line: what was expected, what was found, what to do.

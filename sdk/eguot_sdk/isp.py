@@ -444,7 +444,8 @@ def check_bits(spec: IspSpec, bits: int) -> None:
     if bits == 16 and spec.output.dtype != "float32":
         raise UsageError(
             f"16 bits need an ISP whose output is float, this one's is {spec.output.dtype}: ask for 8, or give one "
-            "in fp32 (of the default ISP `eguot-sdk convert default --precision fp32` makes one)"
+            "in fp32 (`eguot-sdk convert default --precision fp32 --out DIR` makes one of the default ISP, given the "
+            "extras train and convert)"
         )
 
 

@@ -433,6 +433,10 @@ def test_a_folder_without_raws_is_said(tmp_path: Path) -> None:
     result = run("process", tmp_path)
     assert result.exit_code == 1
     assert "no raw files" in result.stderr
+    (tmp_path / "100CANON").mkdir()
+    (tmp_path / "100CANON" / "IMG_0001.CRW").touch()
+    result = run("process", tmp_path)
+    assert f"name {tmp_path / '100CANON'}, which has some" in result.stderr
 
 
 def test_a_bad_isp_file_is_one_line(photos: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ STOPPED = 130
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
-    help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU]",
+    help="Training steps; schedules are fractions of it.  [default: 3000 on a CPU, 100000 on a GPU]",
 )
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), help="Seed of weights and batches.  [default: 0]")
 @click.option("--val", type=click.Path(path_type=Path), help="Pairs to score along the way, or a set with a test part.")
@@ -61,7 +61,7 @@ def train(
     """Train an ISP into the run folder --out.
 
     unpaired: raws and photos of different scenes. paired: aligned pairs, with transport. mixed: both.
-    supervised: pairs and a plain loss, as a baseline.
+    supervised: pairs and the architecture's own published loss, as a baseline.
     """
     _refuse_unread(mode, raw=raw, srgb=srgb, pairs=pairs)  # before the seconds that torch takes to load
 

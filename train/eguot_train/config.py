@@ -113,7 +113,7 @@ class TrainConfig:
     omega: tuple[float, float, float] = (0.1, 0.075, 0.075)
     """Shares of the colour, structure and frequency experts, as `transport` is one."""
     experts_width: int = 16
-    """Size of the experts' networks; 64 is METHOD.md's."""
+    """Size of the experts' networks; 64 is the full one."""
     lr_experts: float = 1e-4
     """Adam learning rate of the experts; cosine to 10% of it."""
     checkpoint_every: int = 250

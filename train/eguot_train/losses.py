@@ -58,7 +58,7 @@ def pair_loss(rendered: Tensor, truth: Tensor) -> Tensor:
     """[B] Charbonnier + 0.4 (1 - SSIM) + 20 MSE + 0.5 Charbonnier of the differences R - G and B - G.
 
     SSIM teaches structure, the square brings tone near, and colour differences, small beside luma, would come last.
-    METHOD.md 2.1 has 0.15 (1 - SSIM) and 0.5 of low-passed chroma; `train/LOG.md` has the comparison.
+    METHOD.md 2.1; `train/LOG.md` has the comparison with others.
     """
     error = rendered - truth
     chroma = charbonnier(error[:, ::2], error[:, 1:2])

@@ -181,6 +181,8 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
         if count:
             what = "photos that show a raw's scene in the same framing"
             sources.notes.append(f"{what}: {count}, used as pairs too (--set find_pairs=false: leave them unpaired)")
+    elif config.unpaired and config.find_pairs:
+        sources.notes.append("raws and photos of one scene are not looked for among files that are read on the way")
     _tell_small(config, sources)
     return sources
 

@@ -33,7 +33,7 @@ Features = tuple[Tensor, ...]
 """What a transform makes of pictures: tensors with the batch first, of about unit variance (penalties assume it)."""
 
 FULL_WIDTH = 64
-"""The `width` at which the shipped experts have the networks of METHOD.md 3."""
+"""The `width` at which the shipped experts have the full networks."""
 MEMORY = 100
 """Batches that running statistics reach back."""
 

@@ -1,6 +1,6 @@
 """AWNet for packed planes, 50,618,596 parameters: dense blocks with global context between wavelet steps.
 
-METHOD.md 4.6 has widths, dense blocks, wavelet steps, heads and tail. Left open there and chosen so that the count
+After METHOD.md 4.6. Left open there and chosen so that the count
 comes out: dense blocks on the way down only, batch norm after each dense layer, context through a quarter of the
 channels with layer norm, channel weights through an eighth without bias, the way down with biases and the way up
 without, a 3x3 convolution that joins each step up, one PReLU slope per step, heads at the four coarser scales, four

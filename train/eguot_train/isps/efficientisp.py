@@ -1,6 +1,6 @@
 """EfficientISP, 3,060 parameters: three 3x3 convolutions at packed resolution.
 
-METHOD.md 4: conv 4-12 tanh, conv 12-12 ReLU, conv 12-12 ReLU, shuffle; nothing squashes the output. Learning rate: 7.
+METHOD.md 4.7: conv 4-12 tanh, conv 12-12 ReLU, conv 12-12 ReLU, shuffle; nothing squashes the output.
 Its own training is unpaired and adversarial; no supervised loss is described, so the default stands in. How it starts
 is not described either: here as a bilinear demosaic (see `start`).
 """

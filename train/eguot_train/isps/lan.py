@@ -1,6 +1,6 @@
 """LAN, 46,847 parameters: strided learned packing of the mosaic and two double-attention modules.
 
-METHOD.md 4.1 has every layer, the initialisation, the optimiser and the loss. Left open there and chosen here: leaky
+After METHOD.md 4.1. Left open there and chosen here: leaky
 ReLU 0.2 after every convolution that is not named linear or followed by an attention. The first and the last
 convolution look at the mosaic and at full resolution; both are computed at packed resolution. Channel attention pools
 the whole frame. Of the loss the LPIPS term is left out (its weights cannot be had), the other three are as described.

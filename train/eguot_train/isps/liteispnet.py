@@ -1,6 +1,6 @@
 """LiteISPNet, 9,039,623 parameters: residual channel-attention groups between Haar wavelet steps.
 
-METHOD.md 4.4 has every layer; the count confirms that the coordinate maps stay in the first group (66 channels). Left
+After METHOD.md 4.4; the count confirms that the coordinate maps stay in the first group (66 channels). Left
 open and chosen here: the inner blocks are residual too, coordinates run from -1 to 1. The alignment network is left
 out, as in the authors' own run without it. Of the loss the VGG term is left out (its weights cannot be had); L1 + 0.15
 (1 - SSIM) is the rest, and the default. Channel attention and coordinates see the whole frame. The last convolution is

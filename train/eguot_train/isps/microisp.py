@@ -1,6 +1,6 @@
 """MicroISP, 13,560 parameters: six independent branches of width 4, three colours by two stages.
 
-METHOD.md 4.2 has the layers: seven 3x3 convolutions with PReLU; layer j with j % 3 == 0 keeps its output, with j % 3
+After METHOD.md 4.2: seven 3x3 convolutions with PReLU; layer j with j % 3 == 0 keeps its output, with j % 3
 == 2 it is multiplied by a gate and the kept output is added; a 3x3 convolution and tanh end the branch. Left open and
 chosen here: PReLU has a slope per channel (the count says so), a frame of fewer than 79 packed pixels is continued by
 its border for the gate, the weights start with variance 1e-3. The loss is not described: that of PyNET at level 0

@@ -1,6 +1,6 @@
 """PUNET, 5,725,199 parameters: the U-Net baseline of the MAI 2021 challenge, widths 16 to 256.
 
-METHOD.md 4.5: double 3x3 convolutions with leaky ReLU, max-pooling, four blocks at the bottom of which two are
+After METHOD.md 4.5: double 3x3 convolutions with leaky ReLU, max-pooling, four blocks at the bottom of which two are
 residual, 3x3 transposed convolutions, concatenated skips (levels 1 and 2 process the skip again, level 1 concatenates
 it as it was too), a last transposed convolution to 4 channels, conv3 to 3, tanh * 0.58 + 0.5. The count fixes what is
 left open: no transposed convolution has a bias. Chosen: slope 0.2, leaky ReLU after each of them, the residual blocks

@@ -1,6 +1,6 @@
 """PyNET, 47,551,666 parameters: an inverted pyramid of five scales with kernels up to 9x9.
 
-METHOD.md 4.3 has levels, kernels, loss and schedule. Left open there and chosen so that the count comes out: an output
+After METHOD.md 4.3. Left open there and chosen so that the count comes out: an output
 convolution on every level (progressive training wants them); level 2 is 5, skip, 7 (+) three times, 7, 5, skip and
 late, 3; level 1 is 5, 7, skip, 9, 9 (+) three times, 7, skip and late, 5, 3; no instance norm in the first block and
 the last two of level 1. Progressive training is left out: level 0 is trained from the start, as all networks here. Of

@@ -1,6 +1,6 @@
 """RobustISP, 1,616 parameters: three 3x3 convolutions at packed resolution.
 
-METHOD.md 4: conv 4-16 tanh, conv 16-4 ReLU, conv 4-12 ReLU, shuffle. Batch and learning rate: 7. Its own training is
+METHOD.md 4.7: conv 4-16 tanh, conv 16-4 ReLU, conv 4-12 ReLU, shuffle. Its own training is
 unpaired, with adversarial and VGG terms; no supervised loss is described, so the default stands in. It starts as
 a bilinear demosaic, as `efficientisp` does.
 """

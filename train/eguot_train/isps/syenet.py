@@ -1,6 +1,6 @@
 """SYENet: products of two convolutional paths; 108,715 parameters in training, 5,640 when deployed.
 
-METHOD.md 4: quadratic units 0.1 * f(x) * g(x) + b, twice, a gate from the frame's mean, shuffle, 3x3 convolution on
+METHOD.md 4.7: quadratic units 0.1 * f(x) * g(x) + b, twice, a gate from the frame's mean, shuffle, 3x3 convolution on
 three channels. In training each spatial convolution is ten branches (5x5, 1x1, 3x3, 3x1, 1x3, each with and without
 batch norm), or eight where it is 3x3 itself; `deploy` merges them into one. How branches join and how wide they are is
 not described. Chosen so that the count comes out: concatenated and joined by a 1x1 convolution, 56 channels each (9 in

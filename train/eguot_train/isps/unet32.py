@@ -1,6 +1,6 @@
 """U-Net-32, 1,926,252 parameters: our plain U-Net, widths 32, 64, 128, 256.
 
-METHOD.md 4: three downs, two 3x3 convolutions with leaky ReLU per level, 2x2 transposed convolutions up, concatenated
+METHOD.md 4.7: three downs, two 3x3 convolutions with leaky ReLU per level, 2x2 transposed convolutions up, concatenated
 skips, 1x1 convolution to 12 channels, shuffle. Left open there and chosen here: 2x2 max-pooling, slope 0.2.
 """
 

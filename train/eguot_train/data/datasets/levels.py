@@ -24,7 +24,7 @@ SAMPLE = 48
 
 COUNTS = 65536
 DARKEST = 1e-4
-"""Share of counts taken to lie at black level or below: METHOD.md's 0.01 percentile."""
+"""Share of counts taken to lie at black level or below: the 0.01 percentile."""
 USUAL_10_BIT = (58.0, 60.0, 61.0, 62.0)
 """Black of the 10-bit phone sensors in the field's data sets: R, Gr, Gb, B."""
 ENOUGH = 8
