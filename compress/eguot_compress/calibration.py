@@ -31,9 +31,9 @@ MAX_FRAMES = 24
 CALIBRATION_CROPS = 64
 GOLDEN_CROPS = 16
 CROP = 64
-"""Side of a crop in packed pixels."""
+"""Side of a crop in packed pixels, rounded up to what the network takes."""
 MULTIPLE = 16
-"""Sides of smaller crops are multiples of this, which every network of the zoo takes."""
+"""Sides of crops are multiples of this, which every network of the zoo takes, or else of the network's own."""
 JOINED = 128
 """Least side of joined crops: the smallest frame that every network of the zoo takes."""
 
@@ -59,11 +59,11 @@ class Calibration:
 
     def suited_to(self, net: IspNet) -> Calibration:
         """Itself, or `joined` for a network whose output depends on the whole frame."""
-        return self.joined() if net.global_context else self
+        return self.joined(net.multiple) if net.global_context else self
 
-    def joined(self) -> Calibration:
-        """The same crops four by four on larger pictures."""
-        side = max(JOINED, 2 * self.golden.shape[-1])
+    def joined(self, multiple: int = 1) -> Calibration:
+        """The same crops four by four on larger pictures, whose sides are multiples of `multiple`."""
+        side = rounded_up(max(JOINED, 2 * self.golden.shape[-1]), multiple)
 
         def joined(crops: Tensor, side: int) -> Tensor:
             return torch.cat([_canvas(four, side) for four in crops.split(4)])
@@ -78,21 +78,21 @@ class Calibration:
         return self.golden[-1:]
 
 
-def load_calibration(config: TrainConfig, folder: Path | None, *, seed: int = 0) -> Calibration:
+def load_calibration(config: TrainConfig, folder: Path | None, *, seed: int = 0, multiple: int = 1) -> Calibration:
     """Crops for a run. `folder`: pairs or raws, a data set or shards; None: the run's own data, else procedural scenes.
 
-    Raises UsageError where `folder` holds neither pairs nor raws.
+    `multiple`: that of the network. Raises UsageError where `folder` holds neither pairs nor raws.
     """
     if folder is not None:
-        return _from_folder(folder, config, seed)
+        return _from_folder(folder, config, seed, multiple)
     for known, role in own_data(config):
         try:
-            return _from_folder(known, config, seed, (role,))
+            return _from_folder(known, config, seed, multiple, (role,))
         except EguotError:  # emptied or replaced since: the next source will do
             continue
     frames, _ = procedural_pairs()  # their truth is another camera's look, not this run's
     source = {"kind": "procedural scenes", "files": len(frames), "sha256": None}
-    return _draw(frames, None, config, source, seed)
+    return _draw(frames, None, config, source, seed, multiple)
 
 
 def own_data(config: TrainConfig) -> list[tuple[str, Role]]:
@@ -108,7 +108,7 @@ def tell(notes: Sequence[str], skipped: Sequence[str]) -> None:
 
 
 def _from_folder(
-    where: str | Path, config: TrainConfig, seed: int, roles: Sequence[Role] = ("pairs", "raw")
+    where: str | Path, config: TrainConfig, seed: int, multiple: int, roles: Sequence[Role] = ("pairs", "raw")
 ) -> Calibration:
     truths: list[Picture] | None = None
     for role in roles:
@@ -124,7 +124,7 @@ def _from_folder(
             tell(notes, skipped)
             kind = "pairs" if role == "pairs" else "raws"
             source = {"kind": kind, "files": len(frames), "sha256": samples_hash(samples, where)}
-            return _draw(frames, truths, config, source, seed)
+            return _draw(frames, truths, config, source, seed, multiple)
     why = f" (first: {skipped[0]})" if skipped else ""
     raise UsageError(f"calibration: {where} holds no readable raws and no pairs{why}; give a folder that does")
 
@@ -144,23 +144,37 @@ def procedural_pairs() -> tuple[list[RawFrame], list[Picture]]:
 
 
 def _draw(
-    frames: list[RawFrame], truths: list[Picture] | None, config: TrainConfig, source: dict[str, Any], seed: int
+    frames: list[RawFrame],
+    truths: list[Picture] | None,
+    config: TrainConfig,
+    source: dict[str, Any],
+    seed: int,
+    multiple: int,
 ) -> Calibration:
-    crop = crop_side(frames)
+    crop = crop_side(frames, multiple=multiple)
     crops = RawCrops(frames, config.color_input, crop, truths)
     planes, _ = _sample(crops, CALIBRATION_CROPS, np.random.default_rng([seed, 1]))
     golden, pictures = _sample(crops, GOLDEN_CROPS, np.random.default_rng([seed, 2]))
     return Calibration(planes, torch.cat([golden, grey_ramp(crop)]), pictures, source)
 
 
-def crop_side(frames: Sequence[RawFrame], photos: Sequence[Picture] = ()) -> int:
-    """The largest side of crops, at most CROP, that some of the raws, and of the photos, give. Raises UsageError."""
+def rounded_up(side: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is not below `side`."""
+    return -(-side // multiple) * multiple
+
+
+def crop_side(frames: Sequence[RawFrame], photos: Sequence[Picture] = (), *, multiple: int = 1) -> int:
+    """The largest side of crops, about CROP at most, that some of the raws, and of the photos, give.
+
+    It is a multiple of `multiple`. Raises UsageError.
+    """
+    step = MULTIPLE if MULTIPLE % multiple == 0 else multiple
     largest = max(min(f.height, f.width) for f in frames) // 2 - 1
     if photos:
         largest = min(largest, max(min(p.shape[:2]) for p in photos) // 2)
-    if largest < MULTIPLE:
-        raise UsageError("every raw, or every photo, is smaller than 34 px on a side; give larger ones")
-    return min(CROP, largest // MULTIPLE * MULTIPLE)
+    if largest < step:
+        raise UsageError(f"every raw, or every photo, is smaller than {2 * step + 2} px on a side; give larger ones")
+    return min(rounded_up(CROP, step), largest // step * step)
 
 
 def grey_ramp(side: int) -> Tensor:

@@ -48,7 +48,7 @@ def distill(
     loaded.net.requires_grad_(False)
     torch.manual_seed(seed)
     student = build_isp(isp)
-    material = Material(loaded, folders or Folders(), seed=seed, batch=BATCH)
+    material = Material(loaded, folders or Folders(), seed=seed, batch=BATCH, multiple=student.multiple)
     average, after_step = moving_average(student)
     with building(out) as folder:
         fine_tune(student, material, loaded.net, plan, folder / "log.jsonl", after_step)

@@ -6,6 +6,7 @@ on the seed and the step alone.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +60,9 @@ class Folders:
 class Material:
     """Draws batches: planes [B, 4, c, c] and, where known, true pictures [B, 3, 2c, 2c], all in [0, 1]."""
 
-    def __init__(self, loaded: LoadedRun, folders: Folders, *, seed: int, batch: int) -> None:
+    def __init__(self, loaded: LoadedRun, folders: Folders, *, seed: int, batch: int, multiple: int = 1) -> None:
+        """`multiple`: of another network that sees the same crops."""
+        multiple = math.lcm(loaded.net.multiple, multiple)
         self.seed, self.batch = seed, batch
         self.hashes: dict[str, str] = {}
         self._photos: PhotoCrops | None = None
@@ -69,11 +72,13 @@ class Material:
         if pairs is not None:
             both = self._read(pairs, "pairs", read_pair, "usable pairs")
             frames = [frame for frame, _ in both]
-            self._crops = RawCrops(frames, color_input, crop_side(frames), [truth for _, truth in both])
+            self._crops = RawCrops(
+                frames, color_input, crop_side(frames, multiple=multiple), [truth for _, truth in both]
+            )
         elif raw is not None:
             frames = self._read(raw, "raw", frame_of, "usable raw files")
             photos = [] if srgb is None else self._read(srgb, "srgb", photo_of, "readable photos")
-            crop = crop_side(frames, photos)
+            crop = crop_side(frames, photos, multiple=multiple)
             self._crops = RawCrops(frames, color_input, crop)
             if photos:
                 self._photos = PhotoCrops(photos, crop)
@@ -83,7 +88,7 @@ class Material:
                 "no folder given, and none of the run's own is there: learning from procedural scenes", file=sys.stderr
             )
             frames, _ = procedural_pairs()
-            self._crops = RawCrops(frames, color_input, crop_side(frames))
+            self._crops = RawCrops(frames, color_input, crop_side(frames, multiple=multiple))
 
     def _read(self, where: str | Path, role: Role, read: Callable[[Listed], T], kind: str) -> list[T]:
         """What fits in memory of a place, noting its hash and telling what cannot be read. Raises UsageError."""

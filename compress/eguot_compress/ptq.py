@@ -216,7 +216,8 @@ def quantize(run: Path, out: Path, *, folders: Folders | None = None, seed: int 
     run, folders = Path(run), folders or Folders()
     refuse_existing(out)
     loaded = load_run(run)
-    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed).suited_to(loaded.net)
+    folder, multiple = folders.pairs or folders.raw, loaded.net.multiple
+    calibration = load_calibration(loaded.config, folder, seed=seed, multiple=multiple).suited_to(loaded.net)
     source = calibration.source
     print(f"calibration: {source['kind']} ({source['files']})", file=sys.stderr, flush=True)
     net = integer_form(float_form(loaded.net))

@@ -49,8 +49,9 @@ def qat(
     plan = FineTune(steps=steps, lr=LR, label="qat", colour_share=COLOUR_SHARE)
     loaded = load_run(run)
     guide = load_teacher(teacher, loaded) if teacher is not None else loaded
-    material = Material(loaded, folders, seed=seed, batch=BATCH)
-    calibration = load_calibration(loaded.config, folders.pairs or folders.raw, seed=seed).suited_to(loaded.net)
+    material = Material(loaded, folders, seed=seed, batch=BATCH, multiple=guide.net.multiple)
+    folder, multiple = folders.pairs or folders.raw, loaded.net.multiple
+    calibration = load_calibration(loaded.config, folder, seed=seed, multiple=multiple).suited_to(loaded.net)
     net, state = post_train(integer_form(float_form(loaded.net)), calibration.tiles, bits=8)
     body = quantise_body(net, bits=8)
     body.load_state(state)

@@ -100,6 +100,23 @@ def test_joined_crops_are_the_same_crops_on_larger_pictures(pairs: Path) -> None
     assert float(joined.ramp[0, 0, 0, -1]) == 1
 
 
+@pytest.mark.parametrize(("multiple", "side"), [(1, 64), (16, 64), (6, 66), (64, 64), (100, 100)])
+def test_crops_and_joined_pictures_are_multiples_of_the_networks(multiple: int, side: int) -> None:
+    found = load_calibration(CONFIG, None, multiple=multiple)
+    assert found.tiles.shape[-2:] == found.golden.shape[-2:] == (side, side)
+    assert found.joined(multiple).golden.shape[-1] % multiple == 0
+
+
+def test_crops_of_small_raws_are_multiples_too(tmp_path: Path) -> None:
+    scene = make_scene(0, 90, 90)
+    write_pair(tmp_path, "small", SynthCamera.from_seed(1).shoot(scene, "small"), scene)
+    found = load_calibration(CONFIG, tmp_path, multiple=6)
+    assert found.tiles.shape[-1] == 42  # 44 fit
+    assert found.joined(6).tiles.shape[-1] == 132
+    with pytest.raises(UsageError, match="smaller than 130 px"):
+        load_calibration(CONFIG, tmp_path, multiple=64)
+
+
 @pytest.mark.parametrize("side", [50, 58, 98])
 def test_crops_of_small_raws_suit_every_network(side: int, tmp_path: Path) -> None:
     scene = make_scene(0, side, side)

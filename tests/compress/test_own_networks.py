@@ -17,11 +17,14 @@ from eguot_compress.cli import convert as command
 from eguot_compress.convert import convert
 from eguot_compress.convert.formats import FORMATS, as_stored, from_stored
 from eguot_compress.convert.formats import INT8 as INT8_PORT
+from eguot_compress.distill import distill
 from eguot_compress.exact_picture import exact_picture
 from eguot_compress.fake_quant import Bits, QuantConv, calibrate, quantise_body
 from eguot_compress.lint import INT8, lint_network
 from eguot_compress.parity import Difference, render
 from eguot_compress.ptq import _input_statistics, half_weights, post_train
+from eguot_compress.qat import qat
+from eguot_compress.quant_run import FILE
 from eguot_sdk.errors import EguotError, GateError
 from eguot_sdk.spec import IspSpec
 from eguot_train.isps.base import IspNet
@@ -85,6 +88,30 @@ class Pointwise(Linear):
         maps = torch.relu(self.first(planes))
         share = torch.sigmoid(self.up(torch.relu(self.down(F.adaptive_avg_pool2d(maps, 1)))))
         return self.tail(torch.relu(self.second(maps * share)))  # type: ignore[no-any-return]
+
+
+class Sixths(Own):
+    """A sixth of the resolution inside."""
+
+    name, halo, multiple = "sixths", 12, 6
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(8, 8, 6, stride=6)
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.first(planes))
+        return self.tail(torch.relu(maps + self.up(F.max_pool2d(maps, 6))))  # type: ignore[no-any-return]
+
+
+class Coarse(Own):
+    """A pooling over 64 packed pixels."""
+
+    name, halo, multiple = "coarse", 128, 64
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.first(planes))
+        return self.tail(maps + F.interpolate(F.avg_pool2d(maps, 64), scale_factor=64.0))  # type: ignore[no-any-return]
 
 
 class Unplain(Own):
@@ -214,3 +241,30 @@ def test_the_convolution_in_its_place_is_the_same_and_is_taken(
     spec = IspSpec(name="t", architecture="t", parameters=1, halo=0, input=INT8_PORT, output=INT8_PORT)
     got = from_stored(kind.run(path, as_stored(pictures, spec)), spec)
     assert Difference.between(got, exact).psnr_db > 45
+
+
+# Multiples that no network of the zoo has.
+
+
+@pytest.mark.parametrize(
+    ("kind", "format_", "precision", "golden"),
+    [(Sixths, "tflite", "w8a8", 36), (Sixths, "onnx", "fp32", 36), (Coarse, "onnx", "fp32", 64)],
+)
+def test_any_multiple_converts(
+    make_run: MakeRun, tmp_path: Path, kind: type[IspNet], format_: str, precision: str, golden: int
+) -> None:
+    run = run_of(make_run, tmp_path / "run", kind)
+    (found,) = convert(run, tmp_path / "out", formats=[format_], precisions=[precision])
+    assert found.problem is None
+    assert found.path is not None
+    (pair,) = tmp_path.glob("out/*.golden.npz")
+    with np.load(pair) as stored:
+        assert golden in stored["input"].shape
+        assert 2 * golden in stored["output"].shape
+
+
+def test_any_multiple_can_be_trained_with_rounding(make_run: MakeRun, tmp_path: Path) -> None:
+    run = run_of(make_run, tmp_path / "run", Sixths)
+    qat(run, tmp_path / "int8", steps=1)
+    distill(run, tmp_path / "small", isp="robustisp", steps=1)
+    assert (tmp_path / "int8" / FILE).is_file()

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eguot_compress.calibration import Calibration, load_calibration
+from eguot_compress.calibration import Calibration, load_calibration, rounded_up
 from eguot_compress.exact_picture import Kernels, exact_picture
 from eguot_compress.fake_quant import Bits, QuantIsp, QuantState, quantise_body
 from eguot_compress.integer_form import float_form, integer_form
@@ -48,6 +48,7 @@ BITS: dict[Precision, Bits | None] = {"w8": None, "w8a8": 8, "w8a16": 16}
 TILE = 256
 """Preferred tile of the files written, packed pixels without the halo."""
 GOLDEN_SIDE = 32
+"""Side of the golden input, rounded up to what the network takes."""
 WRITTEN_OUT_DB = 80.0
 """Least agreement of a network with its forms for conversion, rounding switched off."""
 
@@ -127,7 +128,8 @@ def convert_each(
     loaded = load_run(run)
     say = echo or (lambda line: None)
     _refuse_unfit(loaded.net, jobs)
-    subject = _Subject(loaded, run.resolve().name, load_calibration(loaded.config, calibration), run)
+    crops = load_calibration(loaded.config, calibration, multiple=loaded.net.multiple)
+    subject = _Subject(loaded, run.resolve().name, crops, run)
     if via == "onnx2tf" and subject.quantised is not None and "w8a8" in precisions:
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     source = subject.calibration.source
@@ -371,7 +373,7 @@ def _golden_input(check: Calibration, spec: IspSpec, side: int | None) -> Tensor
 
     Where the file takes one size only, in the middle of a black tile of it.
     """
-    wanted = check.golden.shape[-1] if spec.global_context else GOLDEN_SIDE
+    wanted = check.golden.shape[-1] if spec.global_context else rounded_up(GOLDEN_SIDE, spec.multiple)
     crop = check.golden[:1, :, :wanted, :wanted]
     if side is None:
         return crop
