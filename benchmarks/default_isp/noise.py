@@ -8,7 +8,6 @@ noisy a raw is; LibRaw is as in run.py and does not denoise.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,22 +17,13 @@ from run import libraw
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_train.data.batches import HeldPair
-from eguot_train.data.synth import SynthCamera
 from eguot_train.default_isp import held_out
-
-
-def at_iso(camera: SynthCamera, times: float) -> SynthCamera:
-    """The camera at so many times the ISO: so many times less light, hence the variance of the shot noise.
-
-    Read noise comes partly from before the amplifier, which grows with it, and partly from after it: in between.
-    """
-    return dataclasses.replace(camera, shot=camera.shot * times, read=camera.read * times**0.7)
 
 
 def noisy_pairs(photos: Path, times: float) -> Iterator[HeldPair]:
     """The held-out pictures and their cameras, at so many times the ISO."""
     for name, picture, camera in held_out(photos):
-        yield HeldPair(name, at_iso(camera, times).shoot(picture, name), picture)
+        yield HeldPair(name, camera.at_iso(times).shoot(picture, name), picture)
 
 
 @click.command()

@@ -113,6 +113,18 @@ def test_noise_is_poisson_plus_gaussian() -> None:
         assert mosaic[1::2, 1::2].var() == pytest.approx(expected, rel=0.05)
 
 
+def test_higher_iso_is_more_noise_of_the_same_picture() -> None:
+    """Sixteen times the ISO: sixteen times the variance where shot noise rules, the same mean and camera."""
+    camera = SynthCamera.from_seed(1)
+    photo = np.full((256, 256, 3), 200, np.uint8)
+    low, high = (c.shoot(photo, "grey").mosaic[1::2, 1::2].astype(float) for c in (camera, camera.at_iso(16)))
+    assert high.mean() == pytest.approx(low.mean(), abs=4 * high.std() / 128)
+    assert high.var() == pytest.approx(16 * low.var(), rel=0.06)
+    black = np.zeros_like(photo)
+    low, high = (c.shoot(black, "night").mosaic[1::2, 1::2].astype(float) for c in (camera, camera.at_iso(16)))
+    assert high.var() == pytest.approx(16**1.4 * low.var(), rel=0.1)
+
+
 @pytest.mark.parametrize(("seed", "cfa"), [(0, "RGGB"), (1, "GRBG"), (5, "GBRG"), (3, "BGGR")])
 def test_dng_round_trip(seed: int, cfa: str) -> None:
     frame = SynthCamera.from_seed(seed, cfa).shoot(make_scene(seed, 62, 94), "scene")

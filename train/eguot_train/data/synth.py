@@ -9,6 +9,7 @@ Linear values are in [0, 1] with 1 at the photo's white; planes are R, Gr, Gb, B
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import math
@@ -142,6 +143,13 @@ class SynthCamera:
                 hue=float(rng.uniform(-6, 6)),
             ),
         )
+
+    def at_iso(self, times: float) -> SynthCamera:
+        """The camera at so many times the ISO: so many times less light, hence the variance of the shot noise.
+
+        Read noise comes partly from before the amplifier, which grows with it, and partly from after it: in between.
+        """
+        return dataclasses.replace(self, shot=self.shot * times, read=self.read * times**0.7)
 
     def gains(self, name: str) -> tuple[float, float, float]:
         """As-shot white-balance gains of the photo called `name`: the daylight gains moved along warm-cold and tint."""
