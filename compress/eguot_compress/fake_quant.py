@@ -601,14 +601,18 @@ def calibrate(body: QuantBody, tiles: Iterable[Tensor]) -> None:
 
 
 def last_convolution(net: nn.Module) -> str | None:
-    """Path inside `net` of the convolution that the body ends in, but for ops on single values; else None."""
+    """Path inside `net` of the convolution that the body ends in, but for ops on single values; else None.
+
+    One of several groups counts as none: its outputs cannot change places, each group having inputs of its own.
+    """
     graph_module = trace_body(net)
     modules = dict(graph_module.named_modules())
     (output,) = graph_module.graph.find_nodes(op="output")
     last = output.args[0]
     while kind_of(last, modules) in _POINTWISE and not any(isinstance(a, fx.Node) for a in last.args[1:]):
         last = last.args[0]
-    if last.op == "call_module" and isinstance(modules[str(last.target)], nn.Conv2d):
+    layer = modules[str(last.target)] if last.op == "call_module" else None
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1:
         return str(last.target).removeprefix("net.")
     return None
 

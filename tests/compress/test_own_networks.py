@@ -243,6 +243,21 @@ def test_the_convolution_in_its_place_is_the_same_and_is_taken(
     assert Difference.between(got, exact).psnr_db > 45
 
 
+class Grouped(Own):
+    """Ends in a convolution of three groups."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(8, 12, 3, padding=1)
+        self.tail = nn.Conv2d(12, 12, 3, padding=1, groups=3)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "w8a8"])
+def test_a_last_convolution_in_groups_keeps_its_channels(make_run: MakeRun, tmp_path: Path, precision: str) -> None:
+    (found,) = convert(run_of(make_run, tmp_path / "run", Grouped), tmp_path / "out", precisions=[precision])
+    assert found.problem is None
+
+
 # Multiples that no network of the zoo has.
 
 
