@@ -194,6 +194,11 @@ def test_plain_folders(folders: dict[str, str], tmp_path: Path) -> None:
     assert open_dataset(folders["pairs"]).kind == "pairs"
     with pytest.raises(UsageError, match="no raws, no photos"):
         open_dataset(tmp_path)
+    phone = tmp_path / "phone"
+    phone.mkdir()
+    (phone / "IMG_1.HEIC").touch()
+    with pytest.raises(UsageError, match="no photos \\(1 in HEIC, which is not read: convert them to JPEG"):
+        open_dataset(phone)
     both = tmp_path / "both"
     shutil.copytree(folders["raw"], both / "raw")
     shutil.copytree(folders["srgb"], both / "srgb")

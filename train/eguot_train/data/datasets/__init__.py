@@ -13,6 +13,7 @@ from typing import Any
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import RAW_SUFFIX, read_mosaic
 
+from ..crops import find_files
 from . import ispw, mai, ntire26, plain, zrr
 from .base import (
     ALL,
@@ -34,6 +35,9 @@ from .base import (
     with_scenes,
 )
 from .levels import SAMPLE, RawStatistics, detect
+
+UNREAD_PHOTOS = frozenset((".heic", ".heif"))
+"""Photos as phones write them, which Pillow does not read."""
 
 Load = Callable[[Path], tuple[list[Item], list[str]]]
 FAMILIES: tuple[tuple[Kind, str, Callable[[Path], dict[str, Path]], Load], ...] = (
@@ -84,7 +88,9 @@ def _unpaired(folder: Path) -> Dataset:
     raws, photos = raws_of(items), photos_of(items)
     if not items:
         layouts = "pairs (NAME_raw.png), huawei_raw, mediatek_raw, raws/*.npy"
-        raise UsageError(f"{folder}: no data set: no raws, no photos, and none of {layouts}")
+        unread = len(find_files(folder, UNREAD_PHOTOS))
+        why = f" ({unread} in HEIC, which is not read: convert them to JPEG)" if unread else ""
+        raise UsageError(f"{folder}: no data set: no raws, no photos{why}, and none of {layouts}")
     if any(photo.photo.name.endswith(RAW_SUFFIX) for photo in photos if photo.photo is not None):
         raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
