@@ -161,7 +161,8 @@ def test_spec_and_golden_pair(files: dict[str, Converted], precision: str) -> No
     assert (spec.name, spec.architecture, spec.precision) == ("street", "qisp-s", precision)
     assert spec.tile % spec.multiple == 0
     assert spec.scale_factor == 2
-    assert spec.provenance["calibration"]["kind"] == "procedural scenes"
+    assert spec.provenance["golden"]["kind"] == "procedural scenes"
+    assert spec.provenance.get("calibration") == (None if precision == "fp32" else spec.provenance["golden"])
     assert "litert-torch" in spec.provenance["tools"]
     assert str(path.parent) not in spec.to_json()
     with np.load(path.with_name(f"street.{precision}.golden.npz")) as golden:
