@@ -7,7 +7,11 @@ import math
 import pytest
 import torch
 
+from eguot_compress.convert import Holding, _fault
+from eguot_compress.convert.formats import by_onnx2tf
 from eguot_compress.parity import Difference, Parity, banding_lsb, drop_db
+from eguot_compress.ptq import post_train
+from eguot_train.isps.base import IspNet
 
 
 def test_difference_of_known_offsets() -> None:
@@ -61,6 +65,15 @@ def test_what_falls_short() -> None:
     assert "0.050 dB" in str(parity(drop=0.15).problem("w8a8"))
     assert parity(psnr=79.9).problem("fp16") is None
     assert "80 needed" in str(parity(psnr=79.9).problem("fp32"))
+
+
+@pytest.mark.parametrize(("drop", "words"), [(1.0, None), (1.2, "loses 1.1 dB more than with our scales")])
+def test_a_file_with_scales_of_its_own_may_lose_little_more(
+    drop: float, words: str | None, tiny: IspNet, pictures: torch.Tensor
+) -> None:
+    holding = Holding(*post_train(tiny, pictures, bits=8))
+    found = _fault(parity(drop=drop, psnr=30.0), by_onnx2tf(pictures), holding, "w8a8")
+    assert found is None if words is None else words in str(found)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "w8a8"])
