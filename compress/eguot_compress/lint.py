@@ -141,7 +141,8 @@ def _context_findings(net: IspNet) -> Iterator[Finding]:
 def receptive_margin(net: IspNet) -> int:
     """How many packed pixels past a tile's border an output inside it is computed from, in any direction.
 
-    Beyond so many, NaN leaves the tile's output finite. No weight, closed ReLU, clip or maximum hides a NaN.
+    Beyond so many, NaN leaves the tile's output finite. No weight, closed ReLU, clip or maximum hides a NaN;
+    `torch.where` would.
     """
     net = copy.deepcopy(net).eval().double()  # float32 kernels may share work between pixels, and so NaN
     farthest = net.halo + 8 * net.multiple

@@ -130,12 +130,12 @@ def convert_each(
     _refuse_unfit(loaded.net, jobs)
     crops = load_calibration(loaded.config, calibration, multiple=loaded.net.multiple)
     subject = _Subject(loaded, run.resolve().name, crops, run)
-    if via == "onnx2tf" and subject.quantised is not None and "w8a8" in precisions:
+    own_scales = subject.quantised is not None and "w8a8" in precisions
+    if via == "onnx2tf" and own_scales:
         raise UsageError(f"onnx2tf cannot carry the scales of {run}: give the float run, or leave --via out")
     source = subject.calibration.source
-    own = subject.quantised is not None and "w8a8" in precisions
     say(f"calibration and golden crops: {source['kind']} ({source['files']})")
-    if own:
+    if own_scales:
         say("w8a8: with the run's own scales; the crops only check it")
     new = not out.exists()
     _make_folder(out)
