@@ -102,7 +102,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     )
     ops_seconds = 0.0 if emulated else OPERATOR_SECONDS * share
     on_progress("operators")
-    ops = operators(path, height, width, seconds=ops_seconds)
+    ops = operators(path, height, width, seconds=ops_seconds, delegate=job.delegate)
     sustained = _sustain(isp, source, job.sustained_s, on_progress) if job.sustained_s > 0 else None
     _render(isp, job, on_progress)
     data = path.read_bytes()
@@ -157,7 +157,9 @@ def synthetic_frame(size: tuple[int, int] = SYNTHETIC_SIZE) -> RawFrame:
     return RawFrame.from_array(mosaic, cfa="RGGB", black=256, white=4095, white_balance=(1.7, 1.0, 1.4))
 
 
-def golden_output(path: Path, golden: Path, *, kernels: Literal["usual", "reference"] = "usual") -> NDArray[Any]:
+def golden_output(
+    path: Path, golden: Path, *, kernels: Literal["usual", "reference"] = "usual", delegate: str | None = None
+) -> NDArray[Any]:
     """What a model makes of a golden input, as it stores it. `reference`: LiteRT's plain kernels, slow and simple."""
     try:
         values = np.load(golden, allow_pickle=False)
@@ -165,7 +167,7 @@ def golden_output(path: Path, golden: Path, *, kernels: Literal["usual", "refere
         raise EguotError(f"{golden.name}: not an array file ({error})") from error
     if kernels == "reference":
         return _reference_output(path, values)
-    runtime = open_runtime(path, threads=1)
+    runtime = open_runtime(path, threads=1, delegate=delegate)
     try:
         runtime.resize(values.shape[1], values.shape[2])
         runtime.input()[...] = values
@@ -304,7 +306,8 @@ def _render(isp: ISP, job: Job, on_progress: OnProgress) -> None:
     folder = Path(job.outputs)
     try:
         if job.golden is not None:
-            np.save(folder / GOLDEN_OUTPUT, golden_output(Path(job.model), Path(job.golden)), allow_pickle=False)
+            output = golden_output(Path(job.model), Path(job.golden), delegate=job.delegate)
+            np.save(folder / GOLDEN_OUTPUT, output, allow_pickle=False)
         pairs = [] if job.pairs is None else list_pairs(job.pairs)
         for i, pair in enumerate(pairs, 1):
             on_progress(f"picture {i} of {len(pairs)}")

@@ -24,30 +24,36 @@ PATIENCE = 2.0
 SOURCE = "difference between the network cut after the operator and before it, best of some runs on one thread"
 
 
-def operators(path: Path, height: int, width: int, *, seconds: float) -> Operators | None:
+def operators(
+    path: Path, height: int, width: int, *, seconds: float, delegate: str | None = None
+) -> Operators | None:
     """The operators of a model on an input of packed pixels height x width; None where the runtime does not tell.
 
-    `seconds`: for timing them; 0 leaves times out.
+    `seconds`: for timing them; 0 leaves times out. `delegate`: a library that is asked alone, without XNNPACK; what it
+    takes it takes as a whole, so single operators have no times then.
     """
-    details = _details(path, height, width)
+    details = _details(path, height, width, delegate)
     if details is None:
         return None
     nodes = [d for d in details if d["op_name"] != "DELEGATE"]
     taken = _taken(nodes, [d for d in details if d["op_name"] == "DELEGATE"])
     left = sorted({d["op_name"] for d in nodes if d["index"] not in taken})
-    times, source = _times(path, height, width, seconds)
+    times, source = ((), "n/a: a delegate ran") if delegate else _times(path, height, width, seconds)
     return Operators(
         total=len(nodes), delegated=len(taken), not_delegated=tuple(left), times=times, times_source=source
     )
 
 
-def _details(path: Path, height: int, width: int) -> list[dict[str, Any]] | None:
+def _details(path: Path, height: int, width: int, delegate: str | None) -> list[dict[str, Any]] | None:
     """Nodes of the graph as the interpreter holds it after its delegates took theirs."""
-    for module in ("ai_edge_litert", "tflite_runtime"):
+    for name in ("ai_edge_litert", "tflite_runtime"):
         try:
-            interpreter = importlib.import_module(f"{module}.interpreter").Interpreter(
-                model_content=path.read_bytes(), num_threads=1
-            )
+            module = importlib.import_module(f"{name}.interpreter")
+            alone = {} if delegate is None else {
+                "experimental_delegates": [module.load_delegate(str(Path(delegate).absolute()))],
+                "experimental_op_resolver_type": module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            }  # fmt: skip
+            interpreter = module.Interpreter(model_content=path.read_bytes(), num_threads=1, **alone)
             interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], [1, height, width, 4])
             interpreter.allocate_tensors()
             found: list[dict[str, Any]] = interpreter._get_ops_details()

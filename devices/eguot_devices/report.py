@@ -21,7 +21,7 @@ REPORT = "report.json"
 MAX_REPORT_BYTES = 64 << 20
 
 HEAD = (
-    "model", "KB", "load ms", "tile ms", "", "p90", "ms/MP", "", "p90", "peak MB", "PSNR dB", "SSIM", "dE2000",
+    "model", "KB", "load ms", "tile", "ms", "", "p90", "ms/MP", "", "p90", "peak MB", "PSNR dB", "SSIM", "dE2000",
     "off by",
 )  # fmt: skip
 
@@ -65,7 +65,7 @@ def device_lines(device: DeviceReport) -> list[str]:
     lines = [f"{device.device}: {facts if machine.cores else 'not reached'}"]
     if device.models:
         rows = [_row(model, machine.emulated is not None) for model in device.models]
-        lines += ["", *_columns([HEAD, *rows]), "", *_legend(device.models[0], machine)]
+        lines += ["", *_columns([HEAD, *rows]), "", *_legend(device.models, machine)]
         lines += [line for model in device.models for line in _more(model)]
     lines += [f"note: {note}" for note in device.notes]
     reasons = Counter(failure.message for failure in device.failed)
@@ -134,8 +134,10 @@ def read_report(path: Path) -> Report:
 
 def _row(model: ModelProfile, emulated: bool) -> tuple[str, ...]:
     accuracy, frame, tile = model.accuracy, model.frame, model.tile.latency
+    size = f"{model.tile.height_packed}x{model.tile.width_packed}"
     times = (
         _number(model.load_ms, 0),
+        size,
         _number(tile.p50_ms, 2),
         _spread(tile),
         _number(tile.p90_ms, 2),
@@ -146,7 +148,7 @@ def _row(model: ModelProfile, emulated: bool) -> tuple[str, ...]:
     return (
         model.name,
         f"{model.file_bytes / 1e3:.0f}",
-        *(("n/a", "n/a", "", "n/a", "n/a", "", "n/a") if emulated else times),
+        *(("n/a", size, "n/a", "", "n/a", "n/a", "", "n/a") if emulated else times),
         _number(model.peak_memory_mb, 0),
         "-" if accuracy is None else f"{accuracy.psnr_db:.2f}",
         "-" if accuracy is None else f"{accuracy.ssim:.4f}",
@@ -155,13 +157,15 @@ def _row(model: ModelProfile, emulated: bool) -> tuple[str, ...]:
     )
 
 
-def _legend(model: ModelProfile, machine: Machine) -> list[str]:
-    tile, frame = model.tile, model.frame
-    lines = [f"tile: {tile.height_packed} x {tile.width_packed} packed pixels on {tile.threads} thread"]
+def _legend(models: Sequence[ModelProfile], machine: Machine) -> list[str]:
+    model, frame = models[0], models[0].frame
+    lines = [f"tile: size in packed pixels, and the network's time on {model.tile.threads} thread"]
     if frame is not None:
         reading = ", reading the file included" if frame.reads_file else ""
         lines[0] += f"; ms/MP: raw to picture on {frame.threads} threads{reading}"
     lines[0] += f"; {model.runtime}"
+    if len({(m.tile.height_packed, m.tile.width_packed) for m in models}) > 1:
+        lines.append("the tiles differ in size: their times do not compare")
     if machine.emulated is None:
         lines.append("times are medians, with their interval of 95 % confidence, and 90th percentiles")
     return [*lines, "off by: largest difference of the golden output to the reference's, in steps of 1/255"]

@@ -88,7 +88,7 @@ class Operators:
 
     total: int
     delegated: int
-    """How many of them the runtime's delegates took (XNNPACK on a CPU)."""
+    """How many of them were taken by XNNPACK, or by the delegate that was asked for."""
     not_delegated: tuple[str, ...]
     """Kinds of those that were left over."""
     times: tuple[OpTime, ...]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -46,6 +48,18 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frame = RawFrame.from_array(mosaic, cfa=cfa, black=64, white=1023, white_balance=(1.5, 1.0, 1.3))
         write_pair(folder, f"noise-{i}", frame, rng.integers(0, 256, (40, 48, 3)).astype(np.uint8))
     return folder
+
+
+@pytest.fixture(scope="session")
+def sevens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A delegate library that takes the last operator of a model and answers with sevens."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make a delegate with")
+    library = tmp_path_factory.mktemp("delegate") / "sevens.so"
+    source = Path(__file__).with_name("sevens.c")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source], check=True)
+    return library
 
 
 @pytest.fixture

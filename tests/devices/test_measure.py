@@ -107,7 +107,25 @@ def test_a_file_that_is_no_isp_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_budgets")
-def test_a_delegate_reaches_the_runtime(shipped: Path, tmp_path: Path) -> None:
+def test_with_a_delegate_everything_is_what_the_delegate_does(
+    shipped: Path, tmp_path: Path, pairs: Path, sevens: Path
+) -> None:
+    model = shipped / "tiny.w8a8.tflite"
+    np.save(tmp_path / "in.npy", np.zeros((1, 16, 16, 4), np.int8))
+    asked = job(model, tmp_path, pairs=str(pairs), golden=str(tmp_path / "in.npy"), delegate=str(sevens))
+    result = measure(asked, lambda words: None)
+    assert result.runtime.endswith(", sevens.so")
+    assert set(np.load(tmp_path / GOLDEN_OUTPUT).flat) == {7}
+    for pair in list_pairs(pairs):
+        assert len(set(read_picture(tmp_path, pair.name).flat)) == 1
+    assert result.operators is not None
+    assert (result.operators.total, result.operators.delegated) == (4, 1)
+    assert result.operators.not_delegated == ("CONV_2D",)
+    assert result.operators.times == ()
+
+
+@pytest.mark.usefixtures("small_budgets")
+def test_a_delegate_that_is_not_there_is_told(shipped: Path, tmp_path: Path) -> None:
     asked = job(shipped / "tiny.w8a8.tflite", tmp_path, delegate=str(tmp_path / "absent.so"))
     with pytest.raises(UsageError, match=r"absent\.so' is not a file"):
         measure(asked, lambda words: None)
@@ -205,7 +223,7 @@ def test_a_smaller_budget_shortens_every_part(
         return timing.summarise(1.0, [])
 
     monkeypatch.setattr(measuring, "repeat", note)
-    monkeypatch.setattr(measuring, "operators", lambda *where, seconds: asked.append(seconds))
+    monkeypatch.setattr(measuring, "operators", lambda *where, seconds, delegate: asked.append(seconds))
     monkeypatch.setattr(measuring, "SYNTHETIC_SIZE", (96, 128))
     asking = job(shipped / "tiny.w8a8.tflite", tmp_path, budget_s=budget_s, threads=threads, sustained_s=sustained_s)
     measure(asking, lambda words: None)

@@ -138,7 +138,7 @@ def column(page: Any, number: int) -> list[str]:
 def test_the_table_sorts_by_click_and_by_key_and_filters(page: Any) -> None:
     assert page.locator("#table tbody tr").count() == 5
     page.locator("th button[data-key=psnr]").click()
-    psnr = [float(text) for text in column(page, 4)]
+    psnr = [float(text) for text in column(page, 5)]
     assert psnr == sorted(psnr)
     page.locator("th button[data-key=model]").focus()
     page.keyboard.press("Enter")
@@ -151,6 +151,19 @@ def test_the_table_sorts_by_click_and_by_key_and_filters(page: Any) -> None:
     head = page.locator("#table th").all_inner_texts()
     (frame,) = (i for i, name in enumerate(head, 1) if name.startswith("raw to picture"))
     assert column(page, frame) == ["n/a"]
+
+
+def test_tiles_of_different_sizes_are_no_cost(browser: Any, report: Report, tmp_path: Path) -> None:
+    (one,) = report.devices[0].models
+    larger = dataclasses.replace(one, name="b", tile=dataclasses.replace(one.tile, width_packed=390))
+    for models, sizes in (((one, one), {"276 × 276"}), ((one, larger), {"276 × 276", "276 × 390"})):
+        write_report(with_models(report, *models), tmp_path)
+        page = browser.new_page()
+        page.goto((tmp_path / "report.html").as_uri())
+        costs = page.locator("#cost option").evaluate_all("all => all.map(e => e.value)")
+        assert ("tile" in costs) == (len(sizes) == 1)
+        assert set(column(page, 4)) == sizes
+        page.close()
 
 
 def test_operators_of_the_chosen_model(page: Any) -> None:

@@ -40,8 +40,8 @@ def test_csv_of_models_with_and_without_pairs_lines_up(report: Report) -> None:
 def test_the_table_says_what_a_person_needs(report: Report) -> None:
     lines = to_table(report).splitlines()
     row = next(line for line in lines if line.startswith("look.w8a8.tflite")).split()
-    assert row[:6] == ["look.w8a8.tflite", "70", "18", "4.00", "±5%", "5.50"]
-    assert row[6:] == ["n/a", "n/a", "101", "24.50", "0.9100", "5.25", "1"]
+    assert row[:7] == ["look.w8a8.tflite", "70", "18", "276x276", "4.00", "±5%", "5.50"]
+    assert row[7:] == ["n/a", "n/a", "101", "24.50", "0.9100", "5.25", "1"]
     assert "night, 8 images" in lines[0]
     assert "Some CPU" in lines[2]
     text = "\n".join(lines)
@@ -50,6 +50,17 @@ def test_the_table_says_what_a_person_needs(report: Report) -> None:
     assert "120 mJ/MP, 4.5 W (RAPL package)" in text
     assert "5 of 6 operators are accelerated, not DEPTH_TO_SPACE" in text
     assert lines[-2:] == ["note: busy machine", "failed: broken.tflite: not a TFLite model"]
+
+
+def test_tiles_of_different_sizes_are_said_to_be_so(report: Report) -> None:
+    (model,) = report.devices[0].models
+    larger = dataclasses.replace(model, name="b", tile=dataclasses.replace(model.tile, width_packed=390))
+    table = to_table(with_models(report, model, larger))
+    assert [line.split()[3] for line in table.splitlines() if line.startswith(("look.w8a8.tflite  ", "b  "))] == [
+        "276x276", "276x390"
+    ]  # fmt: skip
+    assert "the tiles differ in size: their times do not compare" in table
+    assert "differ in size" not in to_table(with_models(report, model, dataclasses.replace(model, name="b")))
 
 
 def test_a_device_that_was_not_reached(report: Report) -> None:
@@ -107,7 +118,7 @@ def test_times_of_an_emulated_device_are_not_shown_and_it_is_said(report: Report
     emulated = dataclasses.replace(device, machine=dataclasses.replace(device.machine, emulated="QEMU"))
     table = to_table(dataclasses.replace(report, devices=(emulated,)))
     row = next(line for line in table.splitlines() if line.startswith("look.w8a8.tflite")).split()
-    assert row == ["look.w8a8.tflite", "70", *["n/a"] * 5, "101", "24.50", "0.9100", "5.25", "1"]
+    assert row == ["look.w8a8.tflite", "70", "n/a", "276x276", *["n/a"] * 4, "101", "24.50", "0.9100", "5.25", "1"]
     assert "medians" not in table
 
 
