@@ -19,7 +19,8 @@ import sys
 import tempfile
 import threading
 import zipfile
-from typing import IO, Any
+from io import BufferedReader
+from typing import IO, Any, cast
 
 HELLO = "eguot-agent 1"
 SILENCE_S = 120
@@ -28,9 +29,9 @@ SILENCE_S = 120
 class Agent:
     """One session; `serve` runs it."""
 
-    def __init__(self, commands: IO[bytes], answers: IO[bytes]) -> None:
+    def __init__(self, commands: BufferedReader, answers: IO[bytes]) -> None:
         self._commands, self._answers = commands, answers
-        self._inbox: queue.Queue[tuple[dict[str, Any] | None, bytes]] = queue.Queue()
+        self._inbox: queue.Queue[tuple[dict[str, Any] | None, bytes | bytearray]] = queue.Queue()
         self._worker: subprocess.Popen[bytes] | None = None
         self._folder = ""
 
@@ -56,7 +57,7 @@ class Agent:
             if self._folder:
                 shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _do(self, command: dict[str, Any], payload: bytes) -> None:
+    def _do(self, command: dict[str, Any], payload: bytes | bytearray) -> None:
         op = command["op"]
         if op == "ping" or op == "line":
             return
@@ -147,11 +148,22 @@ class Agent:
             line = self._commands.readline()
             command = json.loads(line) if line.endswith(b"\n") else None
             size = command.get("size", 0) if command else 0
-            payload = self._commands.read(size) if size else b""
+            payload = self._read_payload(size)
             if command is None or len(payload) < size:
                 self._inbox.put((None, b""))
                 return
             self._inbox.put((command, payload))
+
+    def _read_payload(self, size: int) -> bytearray:
+        """As many bytes, or fewer at the end. Each piece counts as a word said: a slow upload is no silence."""
+        payload = bytearray()
+        while len(payload) < size:
+            piece = self._commands.read1(min(size - len(payload), 1 << 16))
+            if not piece:
+                break
+            payload += piece
+            self._inbox.put(({"op": "ping"}, b""))
+        return payload
 
     def _say(self, answer: dict[str, Any]) -> None:
         self._answers.write((json.dumps(answer) + "\n").encode())
@@ -178,7 +190,7 @@ def main() -> None:
     """Serve on stdin and stdout."""
     for name in ("SIGHUP", "SIGTERM"):
         signal.signal(getattr(signal, name), lambda number, frame: sys.exit(1))
-    Agent(sys.stdin.buffer, sys.stdout.buffer).serve()
+    Agent(cast("BufferedReader", sys.stdin.buffer), sys.stdout.buffer).serve()
     sys.stdout.flush()
     os._exit(0)  # a thread waits for stdin, which need never end
 

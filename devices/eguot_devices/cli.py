@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from .profile import Asked
 
+STOPPED = 130
 DEVICE_HELP = "Where to measure: local, ssh://[user@]host[:port][/path/to/python3], adb[:serial]. Repeatable."
 
 
@@ -59,26 +61,31 @@ def profile(
 
     Each model gets a process of its own: one tile on one thread, raw to picture per megapixel, peak memory, operators,
     parity with a reference, and with --pairs PSNR, SSIM and CIEDE2000. An ssh board needs Python 3.11 and nothing else.
-    The exit code is 1 where a model could not be measured.
+    The exit code is 1 where a model could not be measured, and 130 after Ctrl-C, which keeps what was measured.
     """
     from .compare import budget_lines
-    from .profile import Asked
+    from .profile import Asked, Interrupted
     from .profile import profile as run
     from .report import failure_line, to_json, to_table, write_report
 
     asked = Asked(
         raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, delegate=delegate, max_seconds=max_seconds
     )
+    _stop_as_ctrl_c_does()
+    stopped = False
     with tempfile.TemporaryDirectory() as pictures:
-        report = run(
-            models,
-            device=devices,
-            asked=asked,
-            benchmark_model=benchmark_model,
-            pictures=Path(pictures),
-            out=out,
-            command=_command(models, devices, asked),
-        )
+        try:
+            report = run(
+                models,
+                device=devices,
+                asked=asked,
+                benchmark_model=benchmark_model,
+                pictures=Path(pictures),
+                out=out,
+                command=_command(models, devices, asked),
+            )
+        except Interrupted as stop:
+            report, stopped = stop.report, True
         # It took minutes to measure: where it cannot be written it is shown, where it cannot be shown it is written.
         try:
             if out is not None:
@@ -94,7 +101,15 @@ def profile(
         if as_json:
             for failure in failed:
                 click.echo(f"Error: {failure_line(failure)}", err=True)
-        raise SystemExit(1)
+        raise SystemExit(STOPPED if stopped else 1)
+
+
+def _stop_as_ctrl_c_does() -> None:
+    """What ends a job or closes a terminal leaves nothing behind either, here, on a board or on a phone."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks the second
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, signal.default_int_handler)
 
 
 def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) -> str:

@@ -24,9 +24,7 @@ PATIENCE = 2.0
 SOURCE = "difference between the network cut after the operator and before it, best of some runs on one thread"
 
 
-def operators(
-    path: Path, height: int, width: int, *, seconds: float, delegate: str | None = None
-) -> Operators | None:
+def operators(path: Path, height: int, width: int, *, seconds: float, delegate: str | None = None) -> Operators | None:
     """The operators of a model on an input of packed pixels height x width; None where the runtime does not tell.
 
     `seconds`: for timing them; 0 leaves times out. `delegate`: a library that is asked alone, without XNNPACK; what it

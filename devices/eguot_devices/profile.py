@@ -31,6 +31,7 @@ from .report import make_folder
 from .schema import DeviceReport, Failure, Machine, ModelProfile, PairsFacts, RawFacts, Report
 from .targets import Target, open_target
 
+INTERRUPTED = "interrupted"
 BUSY_SHARE = 0.1
 """Share of the cores that others may keep busy before a report says so."""
 NOISY_PCT = 20.0
@@ -55,6 +56,14 @@ class Asked:
     """For one device, from connecting to the last result; what is not done by then is named as failed."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C while measuring; what was not done by then is among the failures of `report`."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(INTERRUPTED)
+        self.report = report
+
+
 def profile(
     models: Sequence[str | Path],
     *,
@@ -70,7 +79,7 @@ def profile(
     `benchmark_model`: LiteRT's tool, for adb devices. `pictures`: an empty folder that gets what each device made of
     the pairs, as DEVICE-MODEL/NAME.png by their places in the report. `out`: a folder that is made, if absent, once the
     arguments were checked and before anything is measured. Raises UsageError, RawError or OutputError; a device that
-    cannot be reached and a model that fails are in `failed`.
+    cannot be reached and a model that fails are in `failed`. Ctrl-C raises Interrupted with what there is.
     """
     asked = asked or Asked()
     devices = [device] if isinstance(device, str) else list(device)
@@ -87,17 +96,25 @@ def profile(
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) if pictures is None else pictures
         golden = [_golden(job, Path(work)) for job in jobs]
-        reports = tuple(
-            _on_device(i, target, jobs, golden, asked, Path(work), folder) for i, target in enumerate(targets)
-        )
-    return Report(
+        reports: list[DeviceReport] = []
+        stopped = False
+        for i, target in enumerate(targets):
+            if stopped:
+                reports.append(_nothing(target, jobs, INTERRUPTED))
+            else:
+                one, stopped = _on_device(i, target, jobs, golden, asked, Path(work), folder)
+                reports.append(one)
+    report = Report(
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
         sdk_version=_sdk_version(),
         raw=raw_facts,
         pairs=pairs_facts,
-        devices=reports,
+        devices=tuple(reports),
     )
+    if stopped:
+        raise Interrupted(report)
+    return report
 
 
 def _on_device(
@@ -108,43 +125,50 @@ def _on_device(
     asked: Asked,
     work: Path,
     pictures: Path,
-) -> DeviceReport:
-    """Everything on one device. One that cannot be reached has every model among its failures."""
+) -> tuple[DeviceReport, bool]:
+    """Everything on one device, and whether Ctrl-C ended it. One not reached has every model among its failures."""
     end = None if asked.max_seconds is None else time.monotonic() + asked.max_seconds
     measured: list[ModelProfile] = []
     failed: list[Failure] = []
-    machine = UNREACHED
-    with progress_bar(len(jobs), label=f"profile on {target.device}") as bar, target:
-        try:
-            target.open(partial(_show, bar, "setting up"), end)
-            machine = target.machine()
-        except EguotError as error:
-            return DeviceReport(
-                device=target.device,
-                machine=machine,
-                models=(),
-                failed=tuple(Failure(name=job.name, message=str(error)) for job in jobs),
-                notes=(),
-            )
-        for i, (job, known) in enumerate(zip(jobs, golden, strict=True)):
+    notes: list[str] = []
+    machine, stopped = UNREACHED, False
+    try:
+        with progress_bar(len(jobs), label=f"profile on {target.device}") as bar, target:
             try:
-                profiled, outputs = _one(target, job, known, asked, work / f"{number}-{i}", end, len(jobs) - i, bar)
-                kept = pictures / f"{number}-{len(measured)}"
-                if asked.pairs is not None and profiled.accuracy is not None:
-                    kept.mkdir(parents=True, exist_ok=True)
-                    for path in outputs.glob("*.png"):
-                        path.replace(kept / path.name)
-                measured.append(profiled)
+                target.open(partial(_show, bar, "setting up"), end)
+                machine = target.machine()
             except EguotError as error:
-                failed.append(Failure(name=job.name, message=str(error)))
-            bar.update(1)
-    return DeviceReport(
+                return _nothing(target, jobs, str(error)), False
+            for i, (job, known) in enumerate(zip(jobs, golden, strict=True)):
+                try:
+                    outputs = work / f"{number}-{i}"
+                    profiled = _one(target, job, known, asked, outputs, end, len(jobs) - i, bar, notes)
+                    kept = pictures / f"{number}-{len(measured)}"
+                    if profiled.accuracy is not None:
+                        kept.mkdir(parents=True, exist_ok=True)
+                        for path in outputs.glob("*.png"):
+                            path.replace(kept / path.name)
+                    measured.append(profiled)
+                except EguotError as error:
+                    failed.append(Failure(name=job.name, message=str(error)))
+                bar.update(1)
+    except KeyboardInterrupt:
+        stopped = True
+        failed += [Failure(name=job.name, message=INTERRUPTED) for job in jobs[len(measured) + len(failed) :]]
+    device = DeviceReport(
         device=target.device,
         machine=machine,
         models=tuple(measured),
         failed=tuple(failed),
-        notes=_notes(machine, measured),
+        notes=(*_notes(machine, measured), *notes),
     )
+    return device, stopped
+
+
+def _nothing(target: Target, jobs: Sequence[Job], why: str) -> DeviceReport:
+    """A device on which nothing was measured."""
+    failed = tuple(Failure(name=job.name, message=why) for job in jobs)
+    return DeviceReport(device=target.device, machine=UNREACHED, models=(), failed=failed, notes=())
 
 
 def _one(
@@ -156,8 +180,9 @@ def _one(
     end: float | None,
     left: int,
     bar: Progress[int],
-) -> tuple[ModelProfile, Path]:
-    """One model there, and its pictures and outputs judged here."""
+    notes: list[str],
+) -> ModelProfile:
+    """One model there, and its pictures and outputs judged here; pictures that cannot be are told in `notes`."""
     budget = None if end is None else max((end - time.monotonic() - CLEANUP_S) / left, 0.1)
     if end is not None and time.monotonic() >= end:
         raise EguotError("not begun within --max-seconds: give more, or fewer models")
@@ -169,9 +194,12 @@ def _one(
     scores = None
     if asked.pairs is not None and profiled.frame is not None:
         _show(bar, job.name, "scoring pictures")
-        scores = accuracy(outputs, list_pairs(asked.pairs))
+        try:
+            scores = accuracy(outputs, list_pairs(asked.pairs))
+        except EguotError as error:
+            notes.append(f"{job.name}: its pictures were not scored ({error})")
     same = None if golden is None else parity(golden, outputs, read_spec(job.model))
-    return dataclasses.replace(profiled, accuracy=scores, parity=same), outputs
+    return dataclasses.replace(profiled, accuracy=scores, parity=same)
 
 
 def _golden(job: Job, work: Path) -> Golden | None:
@@ -211,6 +239,11 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
         raise UsageError(f"{next(n for n in names if names.count(n) > 1)} is named twice: name each ISP file once")
     if any(not 1 <= n <= 64 for n in asked.threads):
         raise UsageError(f"threads are whole numbers from 1 to 64, not {asked.threads}")
+    if asked.max_seconds is not None and len(paths) * asked.sustained_s >= asked.max_seconds:
+        raise UsageError(
+            f"--sustained {asked.sustained_s:g} of each of {len(paths)} models leaves nothing of --max-seconds "
+            f"{asked.max_seconds:g}: give more, or fewer models"
+        )
     raw, pairs = (None if path is None else str(path.resolve()) for path in (asked.raw, asked.pairs))
     return [
         Job(
@@ -247,7 +280,11 @@ def _raw_facts(path: Path | None) -> RawFacts:
 
 
 def _pairs_facts(folder: Path) -> PairsFacts:
+    """All pairs are read once: a damaged one is told now, not after minutes of measuring."""
     pairs = list_pairs(folder)
+    for pair in pairs:
+        pair.frame()
+        pair.truth()
     return PairsFacts(name=folder.resolve().name, sha256=_sha256(_files(pairs)), images=len(pairs))
 
 

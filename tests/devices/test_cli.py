@@ -2,6 +2,11 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +15,13 @@ from click.testing import CliRunner
 
 from eguot_devices import cli
 from eguot_devices import profile as profiling
+from eguot_devices.measure import Job, OnProgress
 from eguot_devices.report import read_report
-from eguot_devices.schema import Report, from_dict
+from eguot_devices.schema import Machine, ModelProfile, Report, from_dict
+from eguot_devices.targets import TARGETS
+from eguot_devices.targets.base import Target
 from eguot_sdk.cli import main
+from eguot_sdk.paths import DEFAULT_ISP
 
 
 @pytest.fixture
@@ -85,6 +94,46 @@ def test_a_report_that_cannot_be_shown_is_written_all_the_same(
     result = runner.invoke(main, ["profile", "default", "--device", "local", "--out", str(tmp_path)])
     assert isinstance(result.exception, OSError)
     assert read_report(tmp_path / "report.json") == report
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """As in a shell, whatever runs the tests."""
+    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_ends_it_with_what_was_measured_and_nothing_left(
+    runner: CliRunner, report: Report, shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    (measured,) = report.devices[0].models
+
+    class Here(Target):
+        device = "local"
+
+        def machine(self) -> Machine:
+            return report.devices[0].machine
+
+        def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
+            if job.name == "default.tflite":
+                signal.raise_signal(signal.Signals[name])
+            return replace(measured, name=job.name)
+
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setitem(TARGETS, "local", lambda device: Here())
+    shutil.copy(DEFAULT_ISP, tmp_path / "default.tflite")
+    models = [str(shipped / "tiny.w8a8.tflite"), str(tmp_path / "default.tflite")]
+    result = runner.invoke(main, ["profile", *models, "--device", "local", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 130
+    assert "failed: default.tflite: interrupted" in result.stdout
+    (device,) = read_report(tmp_path / "out").devices
+    assert [m.name for m in device.models] == ["tiny.w8a8.tflite"]
+    assert list((tmp_path / "tmp").iterdir()) == []
 
 
 def test_a_wrong_command_line_makes_no_folder(runner: CliRunner, tmp_path: Path) -> None:

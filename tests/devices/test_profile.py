@@ -17,7 +17,7 @@ from eguot_devices.schema import Machine, ModelProfile
 from eguot_devices.targets import TARGETS
 from eguot_devices.targets.base import Target
 from eguot_sdk import progress
-from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.errors import EguotError, RawError, UsageError
 
 
 class Here(Target):
@@ -100,6 +100,55 @@ def test_one_model_that_fails_does_not_stop_the_others(tmp_path: Path, shipped: 
     assert [(f.name, f.message) for f in device.failed] == [("bad.tflite", "out of luck")]
 
 
+@pytest.mark.usefixtures("here")
+def test_a_damaged_pair_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, pairs: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(profiling, "_golden", lambda *arguments: pytest.fail("measured"))
+    for part in ("noise-1_raw.png", "noise-1_srgb.png"):
+        folder = tmp_path / part
+        shutil.copytree(pairs, folder)
+        (folder / part).write_bytes((pairs / part).read_bytes()[:100])
+        with pytest.raises(RawError, match=part):
+            profile([shipped / "tiny.w8a8.tflite"], asked=Asked(pairs=folder))
+
+
+@pytest.mark.usefixtures("here")
+def test_what_was_measured_is_kept_where_its_pictures_cannot_be_scored(
+    monkeypatch: pytest.MonkeyPatch, shipped: Path, pairs: Path
+) -> None:
+    def lost(*arguments: object) -> None:
+        raise EguotError("the device's picture of noise-1 cannot be read")
+
+    monkeypatch.setattr(profiling, "accuracy", lost)
+    (device,) = profile([shipped / "tiny.w8a8.tflite"], asked=Asked(pairs=pairs)).devices
+    assert [(m.name, m.accuracy) for m in device.models] == [("tiny.w8a8.tflite", None)]
+    assert device.failed == ()
+    assert device.notes[-1].startswith("tiny.w8a8.tflite: its pictures were not scored (the device's picture of noise-")
+
+
+@pytest.mark.usefixtures("here")
+def test_ctrl_c_keeps_what_was_measured(monkeypatch: pytest.MonkeyPatch, shipped: Path) -> None:
+    class Stopped(Here):
+        def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
+            if job.name.startswith("tiny.fp32"):
+                raise KeyboardInterrupt
+            return super().measure(job, on_progress, end)
+
+    monkeypatch.setitem(TARGETS, "local", Stopped)
+    monkeypatch.setitem(TARGETS, "ssh", Here)
+    models = [shipped / f"tiny.{precision}.tflite" for precision in ("w8a8", "fp32", "w8a16")]
+    with pytest.raises(profiling.Interrupted) as stop:
+        profile(models, device=["local", "ssh://board"])
+    here, board = stop.value.report.devices
+    assert [m.name for m in here.models] == ["tiny.w8a8.tflite"]
+    assert [(f.name, f.message) for f in here.failed] == [
+        ("tiny.fp32.tflite", "interrupted"), ("tiny.w8a16.tflite", "interrupted")
+    ]  # fmt: skip
+    assert board.models == ()
+    assert len(board.failed) == 3
+
+
 def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for folder in ("day", "night"):
         (tmp_path / folder).mkdir()
@@ -134,6 +183,8 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: 
         profile([model], device=["local", "local"])
     with pytest.raises(UsageError, match="threads"):
         profile([model], asked=Asked(threads=(0,)))
+    with pytest.raises(UsageError, match="--sustained 60 of each of 2 models leaves nothing of --max-seconds 120"):
+        profile([model, shipped / "tiny.fp32.tflite"], asked=Asked(sustained_s=60, max_seconds=120))
 
 
 def test_a_busy_machine_and_a_saving_governor_are_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shlex
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from make_board import Board
@@ -253,6 +255,30 @@ def test_silence_is_taken_for_a_lost_connection(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
         assert running.wait(30) == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_piece_of_a_slow_upload_is_a_word_said() -> None:
+    sent = io.BytesIO(b'{"op": "put", "path": "x", "size": 8}\nabcdefgh{"op": "end"}\n')
+
+    class Slow(io.RawIOBase):
+        """Three bytes at a time."""
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            data = sent.read(min(3, len(buffer)))
+            buffer[: len(data)] = data
+            return len(data)
+
+    reading = agent.Agent(io.BufferedReader(Slow()), io.BytesIO())
+    reading._read_commands()
+    heard = [reading._inbox.get_nowait() for _ in range(reading._inbox.qsize())]
+    names = [command and command["op"] for command, _ in heard]
+    assert names[-3:] == ["put", "end", None]
+    assert names[:-3] == ["ping"] * (len(names) - 3)
+    assert len(names) >= 5
+    assert heard[-3][1] == b"abcdefgh"
 
 
 def children(pid: int) -> list[int]:
