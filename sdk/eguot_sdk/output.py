@@ -18,12 +18,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff": "tiff"}
 MAX_JPEG_SIDE = 65500
@@ -184,6 +187,16 @@ def lying(picture: Picture, orientation: int) -> Picture:
     flip_rows, flip_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     rgb = picture[:: -1 if flip_rows else 1, :: -1 if flip_columns else 1]
     return np.swapaxes(rgb, 0, 1) if orientation >= 5 else rgb
+
+
+def turned_by_loading(image: Image.Image) -> int:
+    """Load a Pillow image; returns the EXIF orientation that Pillow applied to its pixels by itself, of a TIFF, else 1.
+
+    Open such images from a file object: of a path Pillow maps plain TIFFs into memory with their sides swapped.
+    """
+    before = image.getexif().get(ORIENTATION, 1)
+    image.load()
+    return before if before in range(2, 9) and image.getexif().get(ORIENTATION, 1) != before else 1
 
 
 def _check_picture(rgb: Picture) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from .errors import CorruptRaw, EguotError, OutputError, RawError, UsageError
 from .icc import as_srgb
-from .output import written_beside
+from .output import lying, turned_by_loading, written_beside
 from .paths import kind_of
 from .raw import RawFrame
 from .shading import evened
@@ -213,11 +213,13 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     from PIL import Image
 
-    with _reading(path), Image.open(path) as image:
+    with _reading(path), path.open("rb") as file, Image.open(file) as image:
         _check_pixels(path, image.size)
         if image.mode not in ("RGB", "L", "P"):
             raise RawError(f"{path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")
-        return np.array(as_srgb(image).convert("RGB"), np.uint8)
+        turned = turned_by_loading(image)
+        picture = np.array(as_srgb(image).convert("RGB"), np.uint8)
+    return np.ascontiguousarray(lying(picture, turned), np.uint8)
 
 
 def _check_pixels(path: Path, size: tuple[int, int]) -> None:

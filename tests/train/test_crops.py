@@ -13,6 +13,7 @@ from PIL import Image
 from eguot_sdk.bayer import RED_AT
 from eguot_sdk.errors import UsageError
 from eguot_sdk.ingest import pack
+from eguot_sdk.pairs import read_picture
 from eguot_sdk.raw import RawFrame
 from eguot_train.data import crops
 from eguot_train.data.crops import PhotoCrops, RawCrops, load_photo, turn_picture
@@ -201,6 +202,25 @@ def test_photos_of_many_kinds_become_upright_8_bit_rgb(tmp_path: Path) -> None:
         assert photo.dtype == np.uint8
     grey = np.asarray(Image.fromarray(scene).convert("L"))
     np.testing.assert_array_equal(load_photo(tmp_path / "L.png")[..., 1], grey)
+
+
+@pytest.mark.parametrize("mode", ["L", "I;16", "RGB", "RGBA", "CMYK"])
+def test_turned_tiffs_lie_as_asked(mode: str, tmp_path: Path) -> None:
+    """Pillow turns TIFFs by itself, which would turn the truth of a pair away from its raw."""
+    scene = Image.fromarray(make_scene(0, 20, 30))
+    grey = np.asarray(scene.convert("L")).astype(np.uint16) * 257
+    image = Image.fromarray(grey) if mode == "I;16" else scene.convert(mode)
+    image.save(tmp_path / "plain.tif")
+    lying = load_photo(tmp_path / "plain.tif")
+    for orientation, turns in ((3, 2), (6, -1), (8, 1)):
+        exif = Image.Exif()
+        exif[274] = orientation
+        path = tmp_path / f"{orientation}.tif"
+        image.save(path, exif=exif)
+        np.testing.assert_array_equal(load_photo(path), np.rot90(lying, turns))
+        np.testing.assert_array_equal(load_photo(path, upright=False), lying)
+        if mode in ("L", "RGB"):
+            np.testing.assert_array_equal(read_picture(path), lying)
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -170,7 +170,7 @@ def test_synth_folder(tmp_path: Path) -> None:
     save(photos / "tiny.png", make_scene(4, 2, 3))
     result = synth_folder(tmp_path / "out", srgb=photos, scenes=1, seed=3, cfa="GBRG")
 
-    names = ["deep", "odd", "same.png", "same.tif", "scene_00000", "turned"]
+    names = ["deep", "odd", "same_png", "same_tif", "scene_00000", "turned"]
     assert sorted(result.written) == names
     assert sorted(line.split()[0].rstrip(":") for line in result.failed) == ["broken.jpg", "cut.png", "tiny.png"]
     assert sorted(p.name for p in (tmp_path / "out" / "raw").iterdir()) == [f"{n}.dng" for n in names]

@@ -33,7 +33,7 @@ from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
 from eguot_train.psi import Psi
 from eguot_train.reference import Alignment
-from eguot_train.trainer import RAMP, RunLog, TrainingDiverged, train
+from eguot_train.trainer import RAMP, UNLED, RunLog, TrainingDiverged, train
 
 
 def tiny(mode: Mode, folders: dict[str, str], **fields: Any) -> TrainConfig:
@@ -319,7 +319,7 @@ def test_a_restart_goes_on_with_its_own_run_alone(
     assert load_run(train(longer, ours, echo=quietly)).step == 2
     with pytest.raises(UsageError, match="already exists"):
         train(longer, alone, echo=quietly)
-    monkeypatch.setattr(os, "getppid", lambda: 1)  # below another torchrun
+    monkeypatch.setattr(os, "getppid", lambda: -1)  # below another torchrun
     with pytest.raises(UsageError, match="already exists"):
         train(longer, ours, echo=quietly)
 
@@ -590,6 +590,30 @@ def test_a_run_from_another_begins_with_small_steps(folders: dict[str, str], tmp
     tensors, _ = read_checkpoint(checkpoints(second)[-1])
     moved = max(float((tensors[f"net.{name}"] - value).abs().max()) for name, value in start.items())
     assert moved == pytest.approx(1e-3 / RAMP, rel=0.02)
+
+
+def test_a_network_that_transport_alone_leads_is_slow(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small part of the rate from the end of the warm-up on; not where pairs or pseudo-pairs lead."""
+
+    def rates(name: str, mode: Mode, **fields: Any) -> list[float]:
+        seen: list[float] = []
+
+        def noted(*given: Any) -> None:
+            seen.append(given[6].param_groups[0]["lr"])  # the network's optimiser
+            map_step(*given)
+
+        map_step = trainer._map_step
+        monkeypatch.setattr(trainer, "_map_step", noted)
+        train(tiny(mode, folders, warmup=0.5, **fields), tmp_path / name, echo=quietly)
+        monkeypatch.setattr(trainer, "_map_step", map_step)
+        return seen
+
+    alone, led = rates("alone", "unpaired", pseudo=0.0), rates("led", "unpaired")
+    assert rates("pairs", "mixed", pseudo=0.0) == led
+    assert alone[:2] == led[:2]
+    assert alone[2:] == pytest.approx([UNLED * rate for rate in led[2:]])
 
 
 def test_unknown_names_and_empty_folders_stop_before_anything_is_written(

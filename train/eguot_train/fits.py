@@ -56,7 +56,7 @@ def fit_fixed(config: TrainConfig, sources: Sources) -> Fixed:
         return Fixed(Alignment(), Cost(config.cost_strength, config.cost_weights), 1.0)
     alignment = align(config, sources)
     count = replace(config, pseudo=0.0, batch=32, accumulate=1, mode="unpaired")
-    batch = Batches(count, sources, alignment).at(CALIBRATION)
+    batch = Batches(count, replace(sources, pairs=[]), alignment).at(CALIBRATION)
     assert batch.raw_v is not None
     assert batch.target is not None
     references = Reference(alignment)(batch.raw_v)

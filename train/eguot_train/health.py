@@ -29,7 +29,7 @@ def check_finite(values: Mapping[str, float], step: int) -> None:
     """Raise TrainingDiverged, naming the first value that is not a finite number."""
     for key, value in values.items():
         if not math.isfinite(value):
-            raise TrainingDiverged(f"step {step}: {key} is {value}; lower lr, lr_potential or transport")
+            raise TrainingDiverged(f"step {step}: {key} is {value}; lower lr, lr_potential, lr_experts or transport")
 
 
 class Health:

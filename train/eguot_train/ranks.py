@@ -130,6 +130,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def gathered(values: Tensor) -> Tensor:
+    """The values [n] of all ranks in their order, on every rank; each holds as many. Carries no gradient."""
+    if world() == 1:
+        return values
+    pieces = [torch.empty_like(values) for _ in range(world())]
+    dist.all_gather(pieces, values.detach().contiguous())
+    return torch.cat(pieces)
+
+
 def mean(values: Tensor) -> Tensor:
     """Mean over the ranks, on every rank; carries no gradient."""
     return values if world() == 1 else total(values) / world()

@@ -40,7 +40,7 @@ class RunLog:
             kept = [line for line in lines if _step_of(line) <= start]
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
-        self._board = _tensorboard(run)
+        self._board = _tensorboard(run, start)
         self._values: dict[str, list[float]] = {}
         self._started = time.monotonic()
         self._told = self._started - TELL_S + FIRST_S
@@ -77,8 +77,12 @@ class RunLog:
         if self._board is not None:
             for key, value in values.items():
                 self._board.add_scalar(key, value, step)
-        if "val_psnr_db" in values and self._bar is None:
-            self._echo(f"step {step}/{self._steps}  validation {values['val_psnr_db']:.2f} dB")
+        if "val_psnr_db" in values:
+            line = f"step {step}/{self._steps}  validation {values['val_psnr_db']:.2f} dB"
+            if self._bar is None:
+                self._echo(line)
+            else:
+                self._bar.write(line, file=sys.stderr)
 
     def flush(self) -> None:
         """Bring the log on disk, before a checkpoint."""
@@ -100,12 +104,12 @@ def _step_of(line: str) -> int:
         return 1 << 62  # a line cut by a kill
 
 
-def _tensorboard(run: Path) -> Any:
+def _tensorboard(run: Path, start: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(run / "tensorboard"))
+    return SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
 
 
 def _bar(start: int, steps: int) -> Any:

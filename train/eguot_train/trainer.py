@@ -46,7 +46,8 @@ from .checkpoint import (
     write_file,
 )
 from .config import DATA, EXPERTS, PAIRED_TRANSPORT, TrainConfig
-from .data.batches import Batch, Batches, Sources, load_sources
+from .data.batches import Batch, Batches, Sources, load_sources, share_of
+from .data.crops import middle
 from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
 from .fits import Fixed, align, fit_fixed, fixed_from_state
@@ -57,7 +58,7 @@ from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
 from .psi import Psi
 from .reference import Reference
-from .render import frame_planes, render_frame, to_uint8
+from .render import reference_render, render_frame
 from .runlog import NoLog, RunLog
 from .sheet import captioned, save_sheet
 
@@ -67,6 +68,9 @@ JOB = "torchrun"
 """File of a run that torchrun started: which."""
 RAMP = 20
 """Steps over which the network's rate rises in a run that starts from another one."""
+UNLED = 0.03
+"""Factor on the network's rate once transport and experts alone lead it: Adam moves at the full rate however little
+they have to say, and a network that outruns the potential loses the picture (`train/LOG.md`, 2026-11-28)."""
 LINEAR_PULL = 1e-3
 """Weight of (E v)^2 where both divergences are linear, which leaves v's constant free."""
 
@@ -102,6 +106,8 @@ def train(
     that torchrun starts again resume by themselves. Raises UsageError when `out` exists and `resume` is not given,
     TrainingDiverged when a health gate trips, OutputError where the disk is full.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("this PyTorch finds no CUDA GPU here: --set device=cpu, or install a build with CUDA")
     with ranks.joined(torch.device(config.device)) as device:
         try:
             return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
@@ -125,6 +131,9 @@ def _train(
     multiple = build_isp(config.isp).multiple
     if config.crop % multiple:
         raise UsageError(f"{config.isp} takes crops that are multiples of {multiple}, not {config.crop}: --set crop")
+    share_of(config, ranks.world())
+    if config.mode == "supervised" and own_experts:
+        raise UsageError("supervised training has no experts: leave out own_experts, or train paired")
     # A restart goes on with what its own job began, and with nothing that a first start was refused.
     resume = resume or (ranks.restarted() and ranks.from_first(lambda: _begun_by(out) == ranks.job()))
     start, tensors, state = _open_run(config, out, resume, echo)
@@ -214,13 +223,14 @@ def _train(
             _claim(out, config_text)
         if job := ranks.job():
             write_file(out / JOB, job.encode())
+    led = config.paired or config.pseudo > 0 or bool(sources.pairs)
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log, _ctrl_c(echo) as asked_to_stop:
         refit = round(config.refit * config.steps) if config.unpaired and config.transport > 0 else 0
         for step, batch in batches.stream(start, config.steps, pause=refit):
             batch = _to(batch, device)
-            _set_rates(config, step, opt_net, opt_potential, committee)
+            _set_rates(config, step, led, opt_net, opt_potential, committee)
             alpha = _alpha(config, step)
             psi_source, psi_target = replace(psi_source, alpha=alpha), replace(psi_target, alpha=alpha)
             logged: dict[str, Any] = {}
@@ -232,11 +242,12 @@ def _train(
                         weights, say = _potential_step(
                             config, step, judged, run_potential, opt_potential, psi_source, psi_target, logged
                         )
-                        photo_weights.update(batch.target_index, weights[: len(batch.target_index)])
+                        seen = torch.tensor(batch.target_index, device=device)
+                        photo_weights.update(ranks.gathered(seen).tolist(), ranks.gathered(weights[: len(seen)]))
                         weights = weights / ranks.mean(weights.mean()).clamp(min=1e-6)
                     if committee is not None:
-                        seen = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
-                        logged.update(committee.step(*seen, weights))
+                        shown = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
+                        logged.update(committee.step(*shown, weights, step=step))
                 _map_step(
                     config, step, batch, run_net, run_potential, committee, opt_net, reference, fixed, norms, weights,
                     say, logged,
@@ -245,7 +256,7 @@ def _train(
                 health.check(logged, step)
             except TrainingDiverged as stop:
                 log.flush()
-                if first and not checkpoints(out) and _all_finite(net, potential):
+                if first and not checkpoints(out) and _all_finite(net, potential, committee):
                     keep(step)
                 raise TrainingDiverged(f"{stop}{_way_on(out)}") from None
             update_average(ema, net, step, config.ema)
@@ -394,8 +405,8 @@ def _way_on(out: Path) -> str:
     return f"; go on from step {int(found[-1].stem)} with --resume --set KEY=VALUE{back}"
 
 
-def _all_finite(*modules: torch.nn.Module) -> bool:
-    return all(bool(torch.isfinite(p).all()) for module in modules for p in module.parameters())
+def _all_finite(*modules: torch.nn.Module | None) -> bool:
+    return all(bool(torch.isfinite(p).all()) for module in modules if module for p in module.parameters())
 
 
 class Passes:
@@ -550,13 +561,13 @@ def _potential_step(
     optimizer.step()
     # Renderings cannot be worth less than photos by more than unrelated content costs, unless v knows them by heart:
     # then all photos lie high, and how high says little of the single one.
-    gap = float(ranks.mean((real_v.mean() - fake_v.mean()).abs()))
+    gap = float(ranks.mean(real_v.mean() - fake_v.mean()).abs())
     say = min(1.0, config.cost_strength / max(gap, 1e-6))
     weights = 1 + say * (psi_target.dstar(-real_v) - 1)
     logged.update(
         say=say,
         loss_v=float(loss_v), v_fake=float(fake_v.mean()), v_real=float(real_v.mean()),
-        cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(weights.min()),
+        cost=float(judged.cost.mean()), w_mean=float(weights.mean()), w_min=float(ranks.gathered(weights).min()),
     )  # fmt: skip
     return weights, say
 
@@ -602,6 +613,9 @@ def _map_step(
     names = list(shares)
     squares = torch.stack([torch.stack([g[name].square().sum() for _, _, g in kept]).sum() for name in names])
     now = ranks.total(squares).sqrt().tolist()
+    logged.update({f"loss_{name}": loss for name, loss in losses.items()})
+    # Before the running norms take them up, which a resumed run goes on with.
+    check_finite({**logged, **{f"gradient of {name}": norm for name, norm in zip(names, now, strict=True)}}, step)
     for name, norm in zip(names, now, strict=True):
         norm /= len(parts) * ranks.world()  # of the mean over the batch, whose parts each took their own mean
         norms[name] = norm if name not in norms else NORM_DECAY * norms[name] + (1 - NORM_DECAY) * norm
@@ -619,8 +633,7 @@ def _map_step(
     parameters = list(net.exact.parameters())
     ranks.average_gradients(parameters)
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
-    logged.update({f"loss_{name}": loss for name, loss in losses.items()})
-    check_finite({**logged, "gradient of the network": norm}, step)
+    check_finite({"gradient of the network": norm}, step)
     optimizer.step()
 
 
@@ -734,14 +747,17 @@ def _net_optimizer(config: TrainConfig, net: IspNet) -> torch.optim.Optimizer:
 def _set_rates(
     config: TrainConfig,
     step: int,
+    led: bool,
     opt_net: torch.optim.Optimizer,
     opt_potential: torch.optim.Optimizer,
     committee: Committee | None,
 ) -> None:
+    """Learning rates of a step. `led`: the network has pairs or pseudo-pairs to follow."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / config.steps))
     # Adam's first steps are as large as its later ones whatever the gradient: they would spoil a network that is good.
     ramp = 1.0 if config.init is None else min(1.0, (step + 1) / RAMP)
-    rates = [(opt_net, ramp * config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)]
+    slow = 1.0 if led or step < config.warmup * config.steps else UNLED
+    rates = [(opt_net, slow * ramp * config.lr, 0.02), (opt_potential, config.lr_potential, 0.1)]
     if committee is not None:
         rates.append((committee.optimizer, config.lr_experts, 0.1))
     for optimizer, rate, floor in rates:
@@ -786,24 +802,18 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
     rows: list[list[np.ndarray]] = []
     side = 320
     frames = sources.frames[:4] if config.unpaired else [p.frame() for p in sources.pairs[:4]]
-    for i, frame in enumerate(frames):
-        planes, (y, x) = frame_planes(frame, config.color_input, ema.halo, ema.multiple)
-        with torch.no_grad():
-            pictures_ = [reference(planes)[0], ema(planes.to(next(ema.parameters()).device))[0]]
-        y, x = y + max(0, frame.height - side) // 2, x + max(0, frame.width - side) // 2
-        y, x = y - y % 2, x - x % 2
-        row = [to_uint8(p[:, y : y + side, x : x + side]) for p in pictures_]
+    for i, whole in enumerate(frames):
+        part = middle(whole.height, whole.width, side)
+        frame = replace(whole, mosaic=whole.mosaic[part])  # a large network takes minutes for all of it
+        row = [reference_render(reference.alignment, config.color_input)(frame)]
+        row.append(render_frame(ema, frame, config.color_input))
         if not config.unpaired:
-            row.append(_middle(sources.pairs[i].truth(), side))
+            row.append(sources.pairs[i].truth()[part])
         rows.append(row if i else [captioned(p, text) for p, text in zip(row, COLUMNS, strict=False)])
     if sources.photos:
-        rows.append([captioned(_middle(photo, side), "a photo") for photo in sources.photos[:3]])
+        shown = [photo[middle(photo.shape[0], photo.shape[1], side)] for photo in sources.photos[:3]]
+        rows.append([captioned(photo, "a photo") for photo in shown])
     return rows
-
-
-def _middle(picture: np.ndarray, side: int) -> np.ndarray:
-    top, left = max(0, picture.shape[0] - side) // 2, max(0, picture.shape[1] - side) // 2
-    return picture[top : top + side, left : left + side]
 
 
 def _to_stderr(line: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from eguot_sdk.output import upright
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput
 
@@ -56,9 +57,9 @@ def photo_typicality(
 
 
 def _rendered(frame: RawFrame, alignment: Alignment, color_input: ColorInput) -> NDArray[np.uint8]:
-    """Aligned R(x) at half size."""
+    """Aligned R(x) at half size, upright as photos are."""
     planes, _ = frame_planes(frame, color_input, 0, 1)
-    return to_uint8(alignment.apply(half_size(planes))[0])
+    return np.ascontiguousarray(upright(to_uint8(alignment.apply(half_size(planes))[0]), frame.orientation), np.uint8)
 
 
 def _thumbnail(picture: NDArray[np.uint8]) -> Array:

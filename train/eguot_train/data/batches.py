@@ -339,6 +339,14 @@ def _prepared(frame: RawFrame, truth: Picture, config: TrainConfig, moved: bool,
     return np.concatenate([truth, np.where(matched, 255, 0).astype(np.uint8)[..., None]], 2)
 
 
+def share_of(config: TrainConfig, world: int) -> int:
+    """How many items of a batch each of `world` processes draws. Raises UsageError where it does not divide."""
+    if config.batch % (world * config.accumulate):
+        why = f" of {config.accumulate} micro-batches" if config.accumulate > 1 else ""
+        raise UsageError(f"a batch of {config.batch} cannot be shared by {world} processes{why}: --set batch")
+    return config.batch // world
+
+
 class Batches:
     """Draws batches from sources; `at(step)` gives rank `rank` its part of the batch of `world` ranks.
 
@@ -356,11 +364,8 @@ class Batches:
         world: int = 1,
         experts: bool = False,
     ) -> None:
-        if config.batch % (world * config.accumulate):
-            why = f" of {config.accumulate} micro-batches" if config.accumulate > 1 else ""
-            raise UsageError(f"a batch of {config.batch} cannot be shared by {world} processes{why}: --set batch")
         self._config = config
-        share = config.batch // world
+        share = share_of(config, world)
         self._items = range(rank * share, (rank + 1) * share)
         self._raws: _Drawn[RawCrops] | None = None
         self._photos: _Drawn[PhotoCrops] | None = None

@@ -8,6 +8,7 @@ pixels: a crop of c gives planes [c, c, 4] and pictures [2c, 2c, 3].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from PIL import Image, ImageOps
 from eguot_sdk.errors import UsageError
 from eguot_sdk.icc import as_srgb
 from eguot_sdk.ingest import Ingest
+from eguot_sdk.output import lying, turned_by_loading
 from eguot_sdk.paths import visible_files
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput, IspSpec
@@ -45,7 +47,7 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
     Read from `source` where given, and then `path` only names it. Raises UsageError on whatever is wrong with the file.
     """
     try:
-        with Image.open(source or path) as image:
+        with nullcontext(source) if source else path.open("rb") as file, Image.open(file) as image:
             if image.width * image.height > MAX_PHOTO_PIXELS:
                 most = MAX_PHOTO_PIXELS // 10**6
                 raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most {most} megapixels)")
@@ -54,7 +56,10 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
                 raise UsageError(f"{path.name}: {size} pixels are too few (at least {least})")
             if image.mode == "F":
                 raise UsageError(f"{path.name}: floating-point photos have no agreed range; save it with 8 or 16 bits")
-            return _eight_bit_rgb(ImageOps.exif_transpose(image) if upright else image)
+            turned = turned_by_loading(image)
+            if upright:
+                return _eight_bit_rgb(ImageOps.exif_transpose(image))
+            return np.ascontiguousarray(lying(_eight_bit_rgb(image), turned), np.uint8)
     except UsageError:
         raise
     except Exception as error:  # a damaged file raises nearly anything out of PIL's decoders
@@ -69,6 +74,12 @@ def _eight_bit_rgb(image: Image.Image) -> Picture:
         eight_bit.info = image.info
         image = eight_bit
     return np.asarray(as_srgb(image).convert("RGB"))
+
+
+def middle(height: int, width: int, side: int) -> tuple[slice, slice]:
+    """The middle of a mosaic or a picture, at most `side` high and wide; keeps the CFA phase."""
+    top, left = (max(0, (size - side) // 2) // 2 * 2 for size in (height, width))
+    return slice(top, top + side), slice(left, left + side)
 
 
 def float_spec(color_input: ColorInput) -> IspSpec:

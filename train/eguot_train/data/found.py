@@ -23,8 +23,7 @@ from eguot_sdk.spec import ColorInput
 from ..cost import normalised_luma
 from ..reference import half_size
 from ..render import frame_planes, to_uint8
-
-Picture = NDArray[np.uint8]
+from .crops import Picture, middle
 
 SIDE = 32
 SURE, CLEAR = 0.8, 0.3
@@ -94,8 +93,7 @@ def found_pairs(
     for found in find_same_scenes(frames, photos, color_input):
         frame = frames[found.raw]
         truth = laid_on(photos[found.photo], frame, found)
-        top, left = (max(0, (size - WINDOW) // 2) // 2 * 2 for size in (frame.height, frame.width))  # keeps the phase
-        part = np.s_[top : top + WINDOW, left : left + WINDOW]
+        part = middle(frame.height, frame.width, WINDOW)
         yield found.photo, replace(frame, mosaic=frame.mosaic[part]), np.ascontiguousarray(truth[part])
 
 

@@ -1,4 +1,4 @@
-"""A data set as shards: every file read once, in processes of this machine or on a cluster; damaged files are listed.
+"""A data set as shards: each file decoded once, in processes of this machine or on a cluster, damaged ones listed.
 
 Each task makes one shard from a fixed run of items, so the result does not depend on how many workers there were.
 A finished set lies in OUT with `prepared.json`, one that was begun with `unfinished`, which is done again.
@@ -18,9 +18,8 @@ from eguot_sdk.output import written_beside
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.workers import core_count, map_cluster, map_processes
 
-from .crops import load_photo
 from .datasets import Dataset, Item, open_dataset, split_scenes
-from .datasets.check import problem_of
+from .datasets.check import read_item
 from .datasets.levels import check_values
 from .shards import Sample, write_shards
 
@@ -116,26 +115,24 @@ def write_task(task: Task) -> tuple[list[Path], int, list[str]]:
     def samples() -> Iterator[Sample]:
         nonlocal count
         for item in task.items:
-            problem = problem_of(item)
-            if problem is not None:
-                damaged.append(problem)
+            try:
+                frame, picture = read_item(item)
+            except EguotError as error:
+                damaged.append(str(error))
                 continue
-            yield _sample(item)
+            yield Sample(item.name, frame, picture if item.photo is None else _kept_bytes(item.photo) or picture)
             count += 1
 
     paths = write_shards(task.folder, samples(), prefix=task.prefix)
     return paths, count, damaged
 
 
-def _sample(item: Item) -> Sample:
-    frame = item.frame() if item.raw is not None else None
-    if item.photo is None:
-        return Sample(item.name, frame)
-    with item.photo.open("rb") as file:
-        head = file.read(2)
-    if head in KEPT_BYTES:
-        return Sample(item.name, frame, item.photo.read_bytes())
-    return Sample(item.name, frame, item.truth() if item.raw is not None else load_photo(item.photo))
+def _kept_bytes(photo: Path) -> bytes | None:
+    """The file of a picture that goes into a shard as it is."""
+    with photo.open("rb") as file:
+        if file.read(2) not in KEPT_BYTES:
+            return None
+    return photo.read_bytes()
 
 
 def _leftover(path: Path) -> bool:

@@ -258,7 +258,7 @@ class ShardStream(Stream[ShardSample]):
     """The samples of a set in the endless order of a seed: epoch after epoch, shards and samples shuffled in each.
 
     `position` counts samples from the start of the run, for rank `rank` of `world` every `world`-th one, so ranks
-    see different samples and together all of them. `take` goes forward; going back starts over.
+    see different samples and together all of them. `sample` goes forward; going back starts over.
     """
 
     def __init__(self, files: list[Path], role: Role, *, seed: int = 0, rank: int = 0, world: int = 1) -> None:

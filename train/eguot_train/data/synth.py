@@ -15,7 +15,6 @@ import io
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import MIN_SIDE, RawFrame
 
 from .crops import PHOTO_SUFFIXES, find_files, load_photo
+from .datasets.base import distinct_names
 from .scenes import make_scene
 
 SCENE_SIZE = (480, 640)
@@ -281,10 +281,9 @@ def _rationals(values: NDArray[np.float64]) -> tuple[int, ...]:
 
 
 def photo_names(folder: Path) -> dict[str, Path]:
-    """Photos below a folder by name: the stem of the file, or its whole path in the folder where stems collide."""
-    paths = find_files(folder, PHOTO_SUFFIXES)
-    stems = Counter(p.stem for p in paths)
-    return {p.stem if stems[p.stem] == 1 else "_".join(p.relative_to(folder).parts): p for p in paths}
+    """Photos below a folder by name: the stem of the file, or its path in the folder where stems collide."""
+    names = distinct_names(folder, find_files(folder, PHOTO_SUFFIXES), whole=False)
+    return {name: path for path, name in names.items()}
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ class Window(Generic[T]):
                 if isinstance(decoded, EguotError):
                     self.stream.skip(f"{sample.label}: {decoded}")
                 self._held[position] = None if isinstance(decoded, EguotError) else decoded
-        whole = [kept for kept in self._held.values() if kept is not None]
+        whole = [kept for position in wanted if (kept := self._held[position]) is not None]
         if not whole:
             raise UsageError(f"{self.size} samples in a row are unusable, first: {self.stream.skipped[0]}")
         return whole

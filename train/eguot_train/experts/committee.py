@@ -18,6 +18,7 @@ from eguot_sdk.errors import UsageError
 
 from .. import ranks
 from ..checkpoint import load_weights, optimizer_tensors, part, prefixed, restore_optimizer
+from ..health import check_finite
 from .base import Expert, Features
 
 GAMMA = 10.0
@@ -67,10 +68,13 @@ class Committee(nn.Module):
         real_reference: Tensor | None = None,
         fake_reference: Tensor | None = None,
         weights: Tensor | None = None,
+        *,
+        step: int = 0,
     ) -> dict[str, float]:
         """One step of every discriminator on pictures [B, 3, H, W]; weights [B] of the reals, mean 1.
 
-        Returns, by expert, the loss and the share of pairs judged rightly (`sign_NAME`).
+        Returns, by expert, the loss and the share of pairs judged rightly (`sign_NAME`). Raises TrainingDiverged, which
+        names `step`, where a loss or a gradient is no number, before any weight is touched.
         """
         weights = real.new_ones(len(real)) if weights is None else weights.detach()
         penalise = self.gamma > 0 and self._steps % self.penalty_every == 0
@@ -98,9 +102,12 @@ class Committee(nn.Module):
                 right.append((margin.detach() > 0).float().mean())
             logged[f"loss_d_{expert.name}"] = float(torch.stack(losses).mean())
             logged[f"sign_{expert.name}"] = float(torch.stack(right).mean())
+        norms = {}
         for expert in self.members():
             ranks.average_gradients(expert.parameters())
-            torch.nn.utils.clip_grad_norm_(expert.parameters(), GRADIENT_LIMIT)
+            norm = torch.nn.utils.clip_grad_norm_(expert.parameters(), GRADIENT_LIMIT)
+            norms[f"gradient of the {expert.name} expert"] = float(norm)
+        check_finite({**logged, **norms}, step)
         self.optimizer.step()
         return logged
 

@@ -68,11 +68,6 @@ class AwNet(IspNet):
         """[B] Charbonnier + 0.15 (1 - SSIM), for the one that is not described."""
         return charbonnier(rendered, truth) + 0.15 * (1 - ssim(rendered, truth))
 
-    def coarse_pictures(self, planes: Tensor) -> list[Tensor]:
-        """Renderings [B, 3, ...] at 1/16, 1/8, 1/4 and 1/2 of the packed size, for losses at several scales."""
-        features = self._coarse_to_fine(planes)
-        return [torch.sigmoid(head(x)) for head, x in zip(self.heads, features, strict=False)]
-
     def _coarse_to_fine(self, planes: Tensor) -> list[Tensor]:
         features = self.head(planes)
         stored: list[Tensor] = []

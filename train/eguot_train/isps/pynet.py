@@ -62,10 +62,6 @@ class PyNet(IspNet):
         full = F.interpolate(features, scale_factor=2, mode="bilinear", align_corners=False)
         return torch.sigmoid(self.tail(F.leaky_relu(self.full(full), SLOPE)))
 
-    def coarse_pictures(self, planes: Tensor) -> list[Tensor]:
-        """Renderings [B, 3, ...] of levels 5 to 1, at 1/16 to 1/1 of the packed size, for progressive training."""
-        return [torch.sigmoid(out(x)) for out, x in zip(self.outputs[::-1], self._levels(planes), strict=True)]
-
     def original_loss(self, rendered: Tensor, truth: Tensor) -> Tensor:
         """[B] level 0: MSE + 0.4 (1 - MS-SSIM), without VGG."""
         return (rendered - truth).square().mean((1, 2, 3)) + 0.4 * (1 - ms_ssim(rendered, truth))

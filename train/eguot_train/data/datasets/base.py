@@ -346,6 +346,9 @@ def read_npy(path: Path) -> NDArray[np.uint16]:
     low, high = float(mosaic.min()), float(mosaic.max())
     if not (np.isfinite(low) and np.isfinite(high)) or low < 0 or high > 65535:
         raise CorruptRaw(f"{path}: values {low:g}..{high:g} are no raw counts (0..65535) and not in 0..1")
-    if mosaic.dtype.kind == "f" and high <= 1.0:
-        mosaic = mosaic * 65535.0
-    return np.rint(mosaic).astype(np.uint16)
+    if mosaic.dtype.kind == "f":
+        if high <= 1.0:
+            return np.rint(mosaic.astype(np.float32) * 65535).astype(np.uint16)
+        if not np.array_equal(mosaic, np.rint(mosaic)):
+            raise CorruptRaw(f"{path}: values {low:g}..{high:g} are neither whole counts nor in 0..1; save one of them")
+    return mosaic.astype(np.uint16)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from eguot_sdk.chatter import quiet
-from eguot_sdk.errors import EguotError
+from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.isp import ISP
 from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.workers import core_count, map_processes
 
-from ..crops import load_photo
+from ..crops import Picture, load_photo
 from . import open_dataset
 from .base import Dataset, Item, RawValues, pairs_of, photos_of, raws_of, spread
 from .levels import SAMPLE, RawStatistics, cfa_contradictions, contradictions, plane_positions
@@ -27,8 +27,6 @@ SHOWN = 6
 SIDE = 240
 FEW = 64
 """Up to so many items are read without further processes."""
-
-Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,18 +77,24 @@ def check(folder: Path) -> Finding:
     return Finding(dataset, counts, tuple(damaged), tuple(wrong), (*dataset.notes, *notes), statistics, tuple(whole))
 
 
+def read_item(item: Item) -> tuple[RawFrame | None, Picture | None]:
+    """Raw and picture of an item, as far as it has them. Raises EguotError naming the file that cannot be used."""
+    frame = item.frame() if item.raw is not None else None
+    if item.photo is None:
+        return frame, None
+    if frame is None:
+        return None, load_photo(item.photo)
+    truth = item.truth()
+    if truth.shape[:2] != frame.mosaic.shape:
+        size = f"{truth.shape[1]} x {truth.shape[0]}"
+        raise UsageError(f"{item.photo}: {size} pixels, its raw has {frame.width} x {frame.height}")
+    return frame, truth
+
+
 def problem_of(item: Item) -> str | None:
     """What is wrong with the files of an item; None: nothing."""
     try:
-        if item.paired:
-            frame, truth = item.frame(), item.truth()
-            if truth.shape[:2] != frame.mosaic.shape:
-                size = f"{truth.shape[1]} x {truth.shape[0]}"
-                return f"{item.photo}: {size} pixels, its raw has {frame.width} x {frame.height}"
-        elif item.raw is not None:
-            item.frame()
-        elif item.photo is not None:
-            load_photo(item.photo)
+        read_item(item)
     except EguotError as error:
         return str(error)
     return None
