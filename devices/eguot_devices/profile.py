@@ -87,7 +87,7 @@ def profile(
     if not devices or len(set(devices)) < len(devices):
         raise UsageError("name at least one device, and each once")
     for target in targets:
-        target.check()
+        target.check(asked.delegate)
     jobs = _jobs(models, asked)
     raw_facts = _raw_facts(asked.raw)
     pairs_facts = None if asked.pairs is None else _pairs_facts(asked.pairs)
@@ -160,7 +160,7 @@ def _on_device(
         machine=machine,
         models=tuple(measured),
         failed=tuple(failed),
-        notes=(*_notes(machine, measured), *notes),
+        notes=(*_notes(machine, measured), *_passed_over(asked, measured), *notes),
     )
     return device, stopped
 
@@ -309,6 +309,17 @@ def _sdk_version() -> str:
         return importlib.metadata.version("eguot-sdk")
     except importlib.metadata.PackageNotFoundError:
         return "unknown"
+
+
+def _passed_over(asked: Asked, models: Sequence[ModelProfile]) -> list[str]:
+    """What a device that runs the network alone (adb) could not do of what was asked."""
+    asked_for = {
+        "--raw": asked.raw, "--pairs": asked.pairs, "--threads": asked.threads, "--sustained": asked.sustained_s
+    }  # fmt: skip
+    options = [option for option, value in asked_for.items() if value]
+    if not options or all(model.frame is not None for model in models):
+        return []
+    return [f"only the network ran here, on one thread: nothing was done for {', '.join(options)}"]
 
 
 def _notes(machine: Machine, models: Sequence[ModelProfile]) -> tuple[str, ...]:

@@ -49,7 +49,8 @@ print(
     f"Inference (avg): {np.mean(runs):.6g}"
 )
 print("INFO: Memory footprint delta from the start of the tool (MB): init=2.5 overall=9.75")
-print("INFO: Overall peak memory footprint (MB) via periodic monitoring: 12.5")
+if flags.get("report_peak_memory_footprint") == "true":  # off by default
+    print("INFO: Overall peak memory footprint (MB) via periodic monitoring: 12.5")
 if flags.get("enable_op_profiling") == "true":
     print("INFO: Operator-wise Profiling Info for Regular Benchmark Runs:")
     print("============================== Run Order ==============================")

@@ -29,9 +29,10 @@ from ..schema import Latency, Machine, ModelProfile, Operators, OpTime, TileProf
 from ..timing import MIN_PERCENTILE_RUNS
 from .base import Target
 
-CALL_S = 60.0
+CALL_S, RUN_S = 60.0, 600.0
 MAX_CORE = 256
 """Side of the tile that is timed, in packed pixels, unless the file takes another one only."""
+MIB = 1 << 20
 FOLDER = "/data/local/tmp"
 ShellCall = Callable[..., str]
 NUMBER = r"([\d.]+(?:e[+-]?\d+)?)"
@@ -48,8 +49,11 @@ class AdbTarget(Target):
         self._serial = ["-s", serial] if serial else []
         self._tool = benchmark_model
         self._folder = ""
+        self._end: float | None = None
 
-    def check(self) -> None:
+    def check(self, delegate: str | None = None) -> None:
+        if delegate is not None:
+            raise UsageError(f"{self.device}: --delegate is for devices with Python; adb devices run benchmark_model")
         if self._tool is None or kind_of(self._tool, UsageError) != "file":
             raise UsageError(
                 f"{self.device}: adb devices need LiteRT's benchmark_model for their processor: give its path with "
@@ -59,6 +63,7 @@ class AdbTarget(Target):
     def open(self, on_progress: OnProgress, end: float | None = None) -> None:
         self.check()
         assert self._tool is not None
+        self._end = end
         on_progress("connecting")
         folder = f"{FOLDER}/eguot-{uuid.uuid4().hex[:12]}"
         self._shell("mkdir", folder)
@@ -78,6 +83,7 @@ class AdbTarget(Target):
         return self.machine()
 
     def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
+        self._end = end
         path = Path(job.model)
         spec = read_spec(path)
         data = path.read_bytes()
@@ -90,12 +96,14 @@ class AdbTarget(Target):
         timing = [f"--min_secs={seconds:g}", f"--max_secs={4 * seconds:g}", f"--num_runs={TILE_RUNS}"]
         shape = f"--input_layer_shape=1,{side},{side},4"
         on_progress("tile")
-        said = self._benchmark(end, f"--input_layer={entry}", shape, *timing)
-        profiled = self._benchmark(end, f"--input_layer={entry}", shape, "--num_runs=5", "--enable_op_profiling=true")
+        said = self._benchmark(f"--input_layer={entry}", shape, *timing)
+        # Watching operators and memory takes time, so the run that is timed does neither.
+        watched = ("--num_runs=5", "--enable_op_profiling=true", "--report_peak_memory_footprint=true")
+        profiled = self._benchmark(f"--input_layer={entry}", shape, *watched)
         found = parse_benchmark(said)
         if job.golden is not None:
             on_progress("golden input")
-            self._golden(Path(job.golden), entry, Path(job.outputs) / GOLDEN_OUTPUT, spec.output.dtype, end)
+            self._golden(Path(job.golden), entry, Path(job.outputs) / GOLDEN_OUTPUT, spec.output.dtype)
         return ModelProfile(
             name=job.name,
             sha256=hashlib.sha256(data).hexdigest(),
@@ -114,21 +122,18 @@ class AdbTarget(Target):
             sustained=None,
             energy=None,
             start_memory_mb=None,
-            peak_memory_mb=found.peak_memory_mb,
+            peak_memory_mb=parse_benchmark(profiled).peak_memory_mb,
             accuracy=None,
             parity=None,
             other_load_cores=None,
             noise_pct=None,
         )
 
-    def _benchmark(self, end: float | None, *flags: str) -> str:
+    def _benchmark(self, *flags: str) -> str:
         tool, model = f"{self._folder}/benchmark_model", f"--graph={self._folder}/model.tflite"
-        left = 600.0 if end is None else end - time.monotonic()
-        if left <= 0:
-            raise EguotError("not finished within --max-seconds, and ended")
-        return self._shell(tool, model, "--num_threads=1", *flags, timeout_s=left)
+        return self._shell(tool, model, "--num_threads=1", *flags, timeout_s=RUN_S)
 
-    def _golden(self, golden: Path, entry: str, out: Path, dtype: str, end: float | None) -> None:
+    def _golden(self, golden: Path, entry: str, out: Path, dtype: str) -> None:
         """Feed the golden input and fetch what comes out; tools too old to write it leave no file, and no parity."""
         values = np.load(golden, allow_pickle=False)
         raw = out.with_suffix(".bin")
@@ -136,7 +141,7 @@ class AdbTarget(Target):
         self._push(raw, "golden.bin")
         shape = ",".join(map(str, values.shape))
         self._benchmark(
-            end, f"--input_layer={entry}", f"--input_layer_shape={shape}", "--num_runs=1", "--warmup_runs=0",
+            f"--input_layer={entry}", f"--input_layer_shape={shape}", "--num_runs=1", "--warmup_runs=0",
             # The colon between name and file is a single one; those of the name are doubled.
             f"--input_layer_value_files={entry.replace(':', '::')}:{self._folder}/golden.bin",
             f"--output_filepath={self._folder}/out.bin",
@@ -151,17 +156,21 @@ class AdbTarget(Target):
             raw.unlink()
 
     def _push(self, path: Path, name: str) -> None:
-        self._adb("push", str(path), f"{self._folder}/{name}", timeout_s=600)
+        self._adb("push", str(path), f"{self._folder}/{name}", timeout_s=RUN_S)
 
     def _shell(self, *argv: str, timeout_s: float = CALL_S) -> str:
         # adb hands the phone's shell one line
         return self._adb("shell", shlex.join(argv), timeout_s=timeout_s)
 
     def _adb(self, *argv: str, timeout_s: float = CALL_S) -> str:
-        return adb(*self._serial, *argv, device=self.device, timeout_s=timeout_s)
+        left = timeout_s if self._end is None else min(timeout_s, self._end - time.monotonic())
+        if left <= 0:
+            raise EguotError("not finished within --max-seconds, and ended")
+        return adb(*self._serial, *argv, device=self.device, timeout_s=left)
 
     def close(self) -> None:
         folder, self._folder = self._folder, ""
+        self._end = None  # cleaning up is never cut short
         if folder:
             with contextlib.suppress(EguotError):
                 self._shell("rm", "-rf", folder)
@@ -199,7 +208,7 @@ def parse_benchmark(text: str) -> Benchmark:
             p99_ms=None,
             runs=count,
         ),
-        peak_memory_mb=float(peak[1]) if peak else None,
+        peak_memory_mb=float(peak[1]) * MIB / 1e6 if peak else None,  # what it calls MB are 2^20 bytes
     )
 
 
@@ -277,9 +286,8 @@ def adb(*argv: str, device: str, timeout_s: float) -> str:
     except FileNotFoundError:
         raise EguotError(f"{device}: needs `adb`, which is not installed: on Debian, apt-get install adb") from None
     except subprocess.TimeoutExpired:
-        raise EguotError(
-            f"{device}: adb {argv[-2] if len(argv) > 1 else argv[0]} did not end within {timeout_s:.0f} s"
-        ) from None
+        what = argv[2] if argv[0] == "-s" else argv[0]
+        raise EguotError(f"{device}: adb {what} did not end within {timeout_s:.0f} s") from None
     if done.returncode:
         said = [line.strip() for line in (done.stderr + "\n" + done.stdout).splitlines() if line.strip()]
         if any("device unauthorized" in line for line in said):

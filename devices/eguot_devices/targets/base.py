@@ -15,8 +15,11 @@ class Target(ABC):
     device: str
     """As `--device` named it."""
 
-    def check(self) -> None:  # noqa: B027  # not every device needs something
-        """Raise UsageError where the command line does not give what measuring there needs; nothing is reached."""
+    def check(self, delegate: str | None = None) -> None:  # noqa: B027  # not every device needs something
+        """Raise UsageError where the command line lacks what measuring there needs, or a delegate cannot be used there.
+
+        Nothing is reached.
+        """
 
     def open(self, on_progress: OnProgress, end: float | None = None) -> None:  # noqa: B027  # not every device needs to be opened
         """Reach the device and put there what measuring needs. Raises EguotError; then nothing is left there."""
