@@ -136,7 +136,8 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
     """Say what became faster, slower, better or worse between two reports, beyond noise.
 
     BEFORE and AFTER: report.json of `profile --out`, or its folder.
-    With --fail-slower a time that only BEFORE has is an error (exit 1): nobody could say that it did not grow.
+    With --fail-slower a time that only BEFORE has is an error (exit 1), and so is one that seems to have grown by more,
+    but within noise: nobody could say that it did not grow.
     """
     import dataclasses
     import json
@@ -144,7 +145,7 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
     from eguot_sdk.errors import EguotError, GateError
 
     from .compare import compare as run
-    from .compare import comparison_lines, differences, missing_times, too_slow
+    from .compare import comparison_lines, differences, missing_times, too_slow, undecided
     from .report import read_report
 
     earlier, later = read_report(before), read_report(after)
@@ -165,8 +166,9 @@ def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool)
             f"{len(slower)} times grew by more than {fail_slower:g} %: {worst.model} on {worst.device}, {worst.what} "
             f"{worst.percent:+.1f} %"
         )
-    if fail_slower is not None and missing:
-        raise EguotError(missing[0])
+    doubtful = [] if fail_slower is None else missing + undecided(changes, fail_slower)
+    if doubtful:
+        raise EguotError(doubtful[0])
 
 
 @click.command()

@@ -194,12 +194,26 @@ def comparison_lines(changes: list[Change]) -> list[str]:
         f"{c.verdict}: {c.model} on {c.device}: {c.what} {c.before:.4g} -> {c.after:.4g} {c.unit} ({c.percent:+.1f} %)"
         for c in moved
     ]
-    return [*lines, f"{len(changes) - len(moved)} of {len(changes)} numbers are the same within noise"]
+    noise = max((c.noise_pct for c in changes), default=0.0)
+    return [
+        *lines,
+        f"{len(changes) - len(moved)} of {len(changes)} numbers are the same within noise (up to {noise:.0f} %)",
+    ]
 
 
 def too_slow(changes: list[Change], percent: float) -> list[Change]:
     """Times that became longer by more than `percent`, beyond noise."""
     return [c for c in changes if c.verdict == "slower" and c.percent > percent]
+
+
+def undecided(changes: list[Change], percent: float) -> list[str]:
+    """Times that seem to have grown by more than `percent`, but not beyond noise: nobody can say, one line each."""
+    return [
+        f"{c.model} on {c.device}: {c.what} {c.percent:+.1f} %, which may be noise ({c.noise_pct:.0f} %): cannot be "
+        "decided; profile again while nothing else runs"
+        for c in changes
+        if c.unit == "ms" and c.verdict == "same" and c.percent > max(percent, LEAST_NOISE_PCT)
+    ]
 
 
 def budget_lines(device: DeviceReport, budget_ms: float) -> list[str]:

@@ -83,7 +83,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     frame = synthetic_frame(EMULATED_SIZE if emulated else SYNTHETIC_SIZE) if job.raw is None else read_raw(job.raw)
     height, width = _tile_size(isp, frame)
     timed = partial(_repeat, share=share, emulated=emulated, on_progress=on_progress)
-    calm = _calm_times()
+    calm = [] if emulated else _calm_times()
     others = OtherLoad()
     tile = _measure_tile(path, isp.spec, frame, (height, width), timed, delegate=job.delegate)
     megapixels = frame.mosaic.size / 1e6
@@ -95,7 +95,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     seconds = time.monotonic() - energy_start
     other_load_cores = others.cores()
     peak_memory_mb = memory_mb()[1]
-    calm += _calm_times()
+    calm += [] if emulated else _calm_times()
     sweep = tuple(
         _sweep_point(path, isp.spec, frame, source, (height, width), n, timed, on_progress, job.delegate)
         for n in job.threads
@@ -132,7 +132,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
         accuracy=None,
         parity=None,
         other_load_cores=other_load_cores,
-        noise_pct=noise_pct(calm),
+        noise_pct=noise_pct(calm) if calm else None,
     )
 
 
@@ -317,13 +317,16 @@ def _render(isp: ISP, job: Job, on_progress: OnProgress) -> None:
         raise EguotError(f"a result cannot be written on the device: {error.strerror or error}") from error
 
 
-def _calm_times(runs: int = 100) -> list[float]:
-    """Times of one fixed calculation of about a millisecond, in ms: what they spread is the machine's noise."""
+def _calm_times(runs: int = 20) -> list[float]:
+    """Times of one fixed calculation, in ms: what they spread is the machine's noise.
+
+    It takes some ten milliseconds, as a tile does: a shorter one ends between two turns of other processes.
+    """
     values = np.arange(40_000, dtype=np.float32)
     times = []
     for _ in range(runs):
         start = time.perf_counter()
-        for _ in range(20):
+        for _ in range(2000):
             np.multiply(values, np.float32(1.0001), out=values)
         times.append((time.perf_counter() - start) * 1e3)
     return times

@@ -59,7 +59,7 @@ def verdicts(before: Report, after: Report) -> dict[str, str]:
 def test_the_same_report_has_no_change(report: Report) -> None:
     changes = compare(report, report)
     assert {change.verdict for change in changes} == {"same"}
-    assert comparison_lines(changes) == ["3 of 3 numbers are the same within noise"]
+    assert comparison_lines(changes) == ["3 of 3 numbers are the same within noise (up to 3 %)"]
 
 
 def test_tiles_of_different_sizes_are_not_compared(report: Report) -> None:
@@ -229,6 +229,27 @@ def test_the_command_exits_3_where_a_time_grew_too_much(
     assert run(main, ["compare", *files, "--fail-slower", "30"]).exit_code == 0
     assert run(main, ["compare", *reversed(files), "--fail-slower", "1"]).exit_code == 0
     assert run(main, ["compare", files[0], str(tmp_path / "none.json")]).exit_code == 2
+
+
+def test_a_time_that_grew_within_the_noise_is_not_passed(
+    report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(main.commands, "compare", cli.compare)  # type: ignore[attr-defined]
+    files = [str(tmp_path / name) for name in ("a", "b")]
+    write_report(changed(report, noise=85.0), tmp_path / "a")
+    for ms, half_width, noise, percent, code in (
+        (6.4, 0.1, 85.0, "10", 1),  # 60 % slower on a noisy machine
+        (6.4, 4.0, 3.0, "10", 1),  # the intervals overlap
+        (4.3, 0.1, 85.0, "10", 0),  # not more than was allowed
+        (4.05, 0.1, 3.0, "0", 0),  # below what counts at all
+        (3.0, 0.1, 85.0, "10", 0),
+    ):
+        write_report(changed(report, ms=ms, half_width=half_width, noise=noise), tmp_path / "b")
+        done = CliRunner().invoke(main, ["compare", *files, "--fail-slower", percent])
+        assert (done.exit_code, "cannot be decided" in done.stderr) == (code, code == 1)
+    plain = CliRunner().invoke(main, ["compare", *files])
+    assert plain.exit_code == 0
+    assert "same within noise (up to 85 %)" in plain.stdout
 
 
 def test_too_slow_is_beyond_the_percentage(report: Report) -> None:
