@@ -150,8 +150,9 @@ def test_ctrl_c_has_an_exit_code_of_its_own(
     assert _stopped(tmp_path / "run") == "stopped; step 250 is kept; go on with --resume"
 
 
-def test_the_run_to_start_from_has_an_option_of_its_own(folders: dict[str, str], tmp_path: Path) -> None:
-    asked = ("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"), "--set", "init=default")
-    done = invoke(*asked)
-    assert done.exit_code == 2
-    assert "give --init" in done.stderr
+def test_what_is_more_than_its_value_has_an_option_of_its_own(folders: dict[str, str], tmp_path: Path) -> None:
+    asked = ("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"), "--set")
+    for setting, instead in (("init=default", "give --init"), ("isp=lan", "give --isp"), ("mode=mixed", "train MODE")):
+        done = invoke(*asked, setting)
+        assert done.exit_code == 2
+        assert instead in done.stderr

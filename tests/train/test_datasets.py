@@ -12,11 +12,13 @@ from click.testing import CliRunner
 from dataset_fixtures import SIDE, make_ispw, make_mai, make_ntire, make_zrr, phone, shots, write_matched
 from PIL import Image
 
-from eguot_sdk.errors import EguotError, OutputError, UsageError
+from eguot_sdk.errors import CorruptRaw, EguotError, OutputError, UsageError
+from eguot_sdk.ingest import unpack
 from eguot_train.cli_data import data, evaluate
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
 from eguot_train.data.datasets import Dataset, Item, open_dataset, pairs_of, split_scenes
+from eguot_train.data.datasets.base import read_npy
 from eguot_train.data.datasets.check import check
 from eguot_train.data.datasets.levels import RawStatistics, contradictions, detect
 from eguot_train.data.prepare import prepare
@@ -111,6 +113,20 @@ def test_an_archive_called_npy_is_one_damaged_file(tmp_path: Path) -> None:
     assert isinstance(result.exception, EguotError)
     assert result.stdout.count("cannot be used: ") == 1
     assert "0003.npy: not a readable .npy" in result.stdout
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_planes_of_every_float_are_read(dtype: str, tmp_path: Path) -> None:
+    """Numbers in 0..1 of any precision, and whole counts; what is neither is not guessed at."""
+    counts = np.random.default_rng(0).integers(0, 1024, (6, 8, 4))
+    np.save(tmp_path / "unit.npy", (counts / 1023).astype(dtype))
+    expected = unpack((counts / 1023).astype(dtype).astype(np.float64) * 65535)
+    assert np.abs(read_npy(tmp_path / "unit.npy") - expected).max() <= 0.51
+    np.save(tmp_path / "counts.npy", counts.astype(dtype))
+    np.testing.assert_array_equal(read_npy(tmp_path / "counts.npy"), unpack(counts))
+    np.save(tmp_path / "neither.npy", (1.02 * counts / 1023).astype(dtype))
+    with pytest.raises(CorruptRaw, match=r"neither\.npy: values 0\.\.1\.0[12]\d* are neither whole counts nor"):
+        read_npy(tmp_path / "neither.npy")
 
 
 def test_what_was_found_is_told_before_it_is_drawn(folders: dict[str, str], tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,8 @@ from eguot_train.config import TrainConfig
 from eguot_train.data import prepare as module
 from eguot_train.data.batches import load_sources
 from eguot_train.data.crops import load_photo
-from eguot_train.data.prepare import BEGUN, SUMMARY, prepare
+from eguot_train.data.datasets import Item, open_dataset
+from eguot_train.data.prepare import BEGUN, SUMMARY, Task, prepare, write_task
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.shards import is_shards, read_index, shard_files
 from eguot_train.evaluate import pairs_to_score
@@ -42,6 +45,27 @@ def test_shards_hold_what_the_folder_held(tmp_path: Path) -> None:
         jpeg = (root / "test" / "canon" / f"{number}.jpg").read_bytes()
         assert jpeg in sample.shard.read_bytes()  # not encoded again
     assert json.loads((out / SUMMARY).read_text())["kind"] == "zrr"
+
+
+def test_every_file_is_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+
+    def counted(name: str) -> None:
+        method = getattr(Item, name)
+
+        def once_more(item: Item) -> Any:
+            read[f"{name} {item.files()}"] += 1
+            return method(item)
+
+        monkeypatch.setattr(Item, name, once_more)
+
+    root = make_zrr(tmp_path / "zrr")
+    dataset = open_dataset(root)
+    counted("frame")
+    counted("truth")
+    write_task(Task(tmp_path / "out", "shard", dataset.parts["train"]))
+    assert len(read) == 2 * len(dataset.parts["train"])
+    assert set(read.values()) == {1}
 
 
 def test_damaged_files_are_listed_and_left_out(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,16 +78,22 @@ def test_a_start_does_not_read_what_dead_processes_wrote() -> None:
 def test_two_processes_give_the_curve_of_one(folders: dict[str, str], tmp_path: Path) -> None:
     """Same crops, same batch of 4, all terms, an expert: logged means within 0.1% over 20 steps, weights within 2e-4.
 
-    Adam turns rounding of small gradients into steps of its own size, hence the weights' tolerance.
+    So are what the photos weigh, and how many crops of each were seen by all ranks together. One raw of three has a
+    pair, so the pseudo-pairs count. Adam turns rounding of small gradients into steps of its own size, hence the
+    weights' tolerance.
     """
     settings = ("steps=20", "batch=4", "experts=colour", "experts_width=4", "checkpoint_every=20")
+    (tmp_path / "pairs").mkdir()
+    for file in Path(folders["pairs"]).glob("scene0[._]*"):
+        shutil.copy(file, tmp_path / "pairs")
+    folders = {**folders, "pairs": str(tmp_path / "pairs")}
     for processes in (1, 2):
         done = subprocess.run(
             command(processes, folders, tmp_path / str(processes), *settings),
             env=environment(), capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        assert done.stderr.count("3 raws, 3 photos, 3 pairs") == 1, "rank 0 alone speaks"
+        assert done.stderr.count("3 raws, 3 photos, 1 pairs") == 1, "rank 0 alone speaks"
     one, two = curves(tmp_path / "1"), curves(tmp_path / "2")
     assert one.keys() == two.keys()
     assert list(one["step"]) == [10, 20], "one process writes the log"
@@ -100,6 +107,9 @@ def test_two_processes_give_the_curve_of_one(folders: dict[str, str], tmp_path: 
     for key, values in first.items():
         if key.startswith("net."):
             torch.testing.assert_close(second[key], values, rtol=0, atol=2e-4)
+    seen, both = (read_checkpoint(checkpoints(tmp_path / name)[-1])[1]["photo_weights"] for name in ("1", "2"))
+    assert both["counts"] == seen["counts"]
+    np.testing.assert_allclose(both["means"], seen["means"], atol=1e-4)
 
 
 def children(pid: int) -> list[int]:

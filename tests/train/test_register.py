@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
+from PIL import Image
 
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.config import TrainConfig
+from eguot_train.data import batches
 from eguot_train.data.batches import Batch, Batches, load_sources
 from eguot_train.data.scenes import make_scene
-from eguot_train.data.synth import SynthCamera
+from eguot_train.data.synth import SynthCamera, dng_bytes
 from eguot_train.reference import Alignment
-from eguot_train.trainer import matched
+from eguot_train.trainer import matched, train
 
 SIZE = 160
 
@@ -56,6 +59,28 @@ def test_a_shifted_truth_is_moved_and_foreign_content_masked(tmp_path: Path) -> 
     unmoved = ((before - truth).abs() * mask).sum() / (3 * mask.sum())
     assert errors < 0.35 * unmoved
     assert 0.3 < float(mask.float().mean()) < 0.97
+
+
+def test_pairs_are_registered_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes seconds a pair, and the costs are calibrated without."""
+    shifted_pairs(tmp_path / "pairs")
+    seen = []
+
+    def counted(reference: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        seen.append(truth)
+        return truth, np.ones(truth.shape[:2], bool)
+
+    monkeypatch.setattr(batches, "register", counted)
+    Image.fromarray(make_scene(9, SIZE, SIZE)).save(tmp_path / "photo.png")
+    folders = {role: str(tmp_path / role) for role in ("raw", "srgb", "pairs")}
+    for role in ("raw", "srgb"):
+        (tmp_path / role).mkdir()
+    (tmp_path / "photo.png").rename(tmp_path / "srgb" / "photo.png")
+    frame = SynthCamera.from_seed(3).shoot(make_scene(8, SIZE, SIZE), "x")
+    (tmp_path / "raw" / "x.dng").write_bytes(dng_bytes(frame))
+    config = TrainConfig(mode="mixed", **folders, crop=32, batch=2, steps=1, register_pairs=True)
+    train(config, tmp_path / "run", echo=lambda line: None)
+    assert len(seen) == 2
 
 
 def test_masked_places_teach_nothing(tmp_path: Path) -> None:

@@ -190,6 +190,7 @@ def test_a_window_slides_and_decodes_each_sample_once(tmp_path: Path) -> None:
     assert set(decoded.values()) == {1}
     resumed = Window(ShardStream(files, "srgb"), 6, decode)
     assert resumed.at(9) == order[9:15], "a window does not depend on what was asked before"
+    assert resumed.at(7) == order[7:13], "nor on whether that came later"
 
 
 def test_damage_is_left_out_and_named_once(tmp_path: Path) -> None:

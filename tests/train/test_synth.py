@@ -15,7 +15,7 @@ from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import read_raw
 from eguot_train.cli_data import data
 from eguot_train.data.scenes import make_scene
-from eguot_train.data.synth import SynthCamera, dng_bytes, synth_folder
+from eguot_train.data.synth import SynthCamera, dng_bytes, photo_names, synth_folder
 
 PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 
@@ -151,6 +151,14 @@ def test_dng_as_libraw_sees_it() -> None:
 def save(path: Path, photo: np.ndarray, **options: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(photo).save(path, **options)
+
+
+def test_no_photo_is_lost_for_its_name(tmp_path: Path) -> None:
+    for name in ("a/x.jpg", "b/x.jpg", "a_x.jpg.jpg", "a_x.png", "c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert sorted(photo_names(tmp_path).values()) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    assert photo_names(tmp_path)["c"] == tmp_path / "c.png"
 
 
 def test_synth_folder(tmp_path: Path) -> None:

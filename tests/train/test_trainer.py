@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -21,18 +22,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from eguot_sdk.errors import CheckpointError, OutputError, UsageError
-from eguot_train import runlog, trainer
+from eguot_sdk.pairs import write_pair
+from eguot_train import ranks, runlog, trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint, read_config
 from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
 from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources
+from eguot_train.data.scenes import make_scene
+from eguot_train.data.synth import SynthCamera
 from eguot_train.evaluate import evaluate_model
+from eguot_train.experts.colour import ColourExpert
 from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
 from eguot_train.psi import Psi
-from eguot_train.reference import Alignment
+from eguot_train.reference import Alignment, Reference
+from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import RAMP, UNLED, RunLog, TrainingDiverged, train
 
 
@@ -553,6 +560,35 @@ def test_not_a_number_never_reaches_a_checkpoint(
     assert all(torch.isfinite(t).all() for t in final(tmp_path / "run").values())
 
 
+@pytest.mark.parametrize("whose", ["network", "expert"])
+def test_after_a_stop_at_the_first_steps_the_run_goes_on(
+    whose: str, folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is kept is spoilt by what is no number: neither running norms nor an expert's weights."""
+    calls = iter(range(100))
+
+    def third_is_none(value: Tensor) -> Tensor:
+        return value if next(calls) < 2 else value * float("nan")
+
+    with monkeypatch.context() as patch:
+        if whose == "network":
+            patch.setattr(trainer, "pair_loss", lambda *pair: third_is_none(pair_loss(*pair)))
+        else:
+            judge = ColourExpert.judge
+
+            def judged(self: ColourExpert, features: tuple[Tensor, ...]) -> Tensor:
+                logit = judge(self, features)
+                return third_is_none(logit) if self.training and torch.is_grad_enabled() else logit
+
+            patch.setattr(ColourExpert, "judge", judged)
+        config = tiny("paired", folders, experts=("colour",), experts_width=4, warmup=1.0)
+        with pytest.raises(TrainingDiverged, match=r"step \d: .*lr_experts.* --resume"):
+            train(config, tmp_path / "run", echo=quietly)
+    assert len(checkpoints(tmp_path / "run")) == 1
+    assert all(torch.isfinite(t).all() for t in final(tmp_path / "run").values())
+    assert load_run(train(config, tmp_path / "run", resume=True, echo=quietly)).step == 4
+
+
 def test_a_full_disk_is_told_in_one_line(
     folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -629,6 +665,57 @@ def test_unknown_names_and_empty_folders_stop_before_anything_is_written(
         with pytest.raises(UsageError, match=why):
             train(config, tmp_path / "run", echo=quietly)
         assert not (tmp_path / "run").exists(), "a run that could not start must not be in the way of the next try"
+
+
+def test_what_cannot_run_is_refused_before_data_is_read(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "load_sources", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UsageError, match="--set device=cpu"):
+        train(tiny("paired", folders, device="cuda"), tmp_path / "run", echo=quietly)
+    with pytest.raises(UsageError, match="leave out own_experts"):
+        train(tiny("supervised", folders), tmp_path / "run", own_experts=[(ColourExpert(4), 0.1)], echo=quietly)
+    monkeypatch.setattr(ranks, "world", lambda: 3)
+    with pytest.raises(UsageError, match="a batch of 2 cannot be shared by 3 processes"):
+        train(tiny("paired", folders), tmp_path / "run", echo=quietly)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sheet_shows_the_middles_of_large_raws(tmp_path: Path) -> None:
+    """The same pixels as of the whole picture, away from the border that the part has of its own."""
+    scene = make_scene(0, 400, 502)
+    frame = SynthCamera.from_seed(3).shoot(scene, "large")
+    write_pair(tmp_path / "pairs", "large", frame, scene)
+    config = tiny("paired", {"pairs": str(tmp_path / "pairs")})
+    net, sources, reference = build_isp("qisp-s").eval(), load_sources(config), Reference(Alignment())
+    ((aligned, network, truth),) = trainer.sheet_rows(config, sources, net, reference)
+    assert aligned.shape == network.shape == truth.shape == (320, 320, 3)
+    within = np.s_[2 * net.halo + 30 : -2 * net.halo, 2 * net.halo : -2 * net.halo]  # below the caption
+    whole = np.s_[40:360, 90:410]
+    np.testing.assert_array_equal(network[within], render_frame(net, frame, "srgb")[whole][within])
+    np.testing.assert_array_equal(aligned[within], reference_render(Alignment())(frame)[whole][within])
+    np.testing.assert_array_equal(truth[within], scene[whole][within])
+
+
+def test_validation_is_told_beside_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(runlog, "_bar", lambda start, steps: tqdm(total=steps, initial=start, file=terminal))
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with closing(RunLog(tmp_path, 0, 4, quietly)) as log:
+        log.write(2, {"val_psnr_db": 31.25})
+    assert "step 2/4  validation 31.25 dB\n" in terminal.getvalue()
+
+
+def test_tensorboard_shows_each_step_of_a_resumed_run_once(tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for start, end in ((0, 5), (3, 8)):  # the first ended by a kill after the checkpoint of its third step
+        with closing(RunLog(tmp_path, start, 8, quietly)) as log:
+            for step in range(start + 1, end + 1):
+                log.write(step, {"loss": float(step)})
+    events = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 9))
 
 
 def test_a_resumed_run_does_not_need_the_run_it_started_from(folders: dict[str, str], tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def heat(rng: np.random.Generator) -> np.ndarray:
 def dark(rng: np.random.Generator) -> np.ndarray:
     """Next to nothing."""
     return rng.integers(0, 6, (96, 128, 3)).astype(np.uint8)
+
+
+def test_raws_count_as_the_eye_saw_them(frames: list[RawFrame], photos: list[np.ndarray]) -> None:
+    """A camera held upside down: the same scenes, the sky at the bottom of the sensor. Phones store portraits so."""
+    turned = [
+        replace(f, mosaic=np.ascontiguousarray(f.mosaic[::-1, ::-1]), cfa=f.cfa[::-1], orientation=3) for f in frames
+    ]
+    as_seen = photo_typicality(frames, photos, Alignment(), "srgb")
+    assert photo_typicality(turned, photos, Alignment(), "srgb") == pytest.approx(as_seen, abs=1e-3)
 
 
 @pytest.mark.parametrize("odd", [page, heat, dark])

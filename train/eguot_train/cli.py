@@ -12,6 +12,12 @@ from . import MAX_SEED
 
 STOPPED = 130
 """Exit code after Ctrl-C, as shells have it."""
+OPTIONS = {
+    "init": "give --init, which also takes over the network and a gentler learning rate",
+    "isp": "give --isp, which also takes over the architecture's recipe",
+    "mode": "name it: `train MODE`, which also takes over the mode's recipe",
+}
+"""Keys that are more than their value, and what to give instead."""
 
 
 @click.command()
@@ -72,8 +78,9 @@ def train(
     from .recipes import for_machine
     from .trainer import train as run
 
-    if any(setting.partition("=")[0] == "init" for setting in settings):
-        raise click.UsageError("--set init: give --init, which also takes over the network and a gentler learning rate")
+    for key in (setting.partition("=")[0] for setting in settings):
+        if key in OPTIONS:
+            raise click.UsageError(f"--set {key}: {OPTIONS[key]}")
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
