@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import signal
 import tempfile
@@ -24,6 +25,12 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"expected whole numbers such as 1,2,4, not {value!r}") from None
 
 
+def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"expected a number, not {value}")
+    return value
+
+
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--device", "devices", multiple=True, required=True, help=DEVICE_HELP)
@@ -31,14 +38,27 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option("--pairs", type=click.Path(path_type=Path), help="Folder of pairs to score pictures on, in the same run.")
 @click.option("--threads", callback=_threads, metavar="N,N,...", help="Also measure with these numbers of threads.")
 @click.option(
-    "--sustained", type=click.FloatRange(0), default=0.0, metavar="SECONDS", help="Also develop so long on end."
+    "--sustained",
+    type=click.FloatRange(0),
+    default=0.0,
+    callback=_finite,
+    metavar="SECONDS",
+    help="Also develop so long on end.",
 )
 @click.option("--delegate", metavar="LIB", help="TFLite delegate library on the device; it is code and will run.")
 @click.option(
-    "--max-seconds", type=click.FloatRange(1), metavar="S", help="Longest time for one device, set-up included."
+    "--max-seconds",
+    type=click.FloatRange(1),
+    callback=_finite,
+    metavar="S",
+    help="Longest time for one device, set-up included.",
 )
 @click.option(
-    "--budget-ms", type=click.FloatRange(0, min_open=True), metavar="MS", help="Name the best model that fits."
+    "--budget-ms",
+    type=click.FloatRange(0, min_open=True),
+    callback=_finite,
+    metavar="MS",
+    help="Name the best model that fits.",
 )
 @click.option("--benchmark-model", type=click.Path(path_type=Path), help="LiteRT's tool for Android, for adb devices.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.csv and report.html.")
@@ -129,7 +149,11 @@ def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) ->
 @click.argument("before", type=click.Path(path_type=Path))
 @click.argument("after", type=click.Path(path_type=Path))
 @click.option(
-    "--fail-slower", type=click.FloatRange(0), metavar="PCT", help="Exit 3 where a time grew by more, beyond noise."
+    "--fail-slower",
+    type=click.FloatRange(0),
+    callback=_finite,
+    metavar="PCT",
+    help="Exit 3 where a time grew by more, beyond noise.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 def compare(before: Path, after: Path, fail_slower: float | None, as_json: bool) -> None:

@@ -197,7 +197,7 @@ def family_memory_mb(process: int) -> float:
 
 
 class OtherLoad:
-    """Cores that other processes keep busy, on average from its making until `cores()`."""
+    """Cores, of those this process may use, that others keep busy, on average from its making until `cores()`."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
@@ -212,12 +212,14 @@ class OtherLoad:
 
 
 def _busy_seconds() -> float | None:
-    """Seconds all cores together were busy since the machine started."""
-    first = (_text(Path("/proc/stat")) or "").partition("\n")[0].split()
-    if len(first) < 9 or first[0] != "cpu":
-        return None
-    user, nice, system, _idle, _wait, irq, soft_irq, steal = (int(v) for v in first[1:9])
-    return (user + nice + system + irq + soft_irq + steal) / os.sysconf("SC_CLK_TCK")
+    """Seconds that the cores this process may use were busy since the machine started, added up."""
+    ticks = []
+    for line in (_text(Path("/proc/stat")) or "").splitlines():
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu" and int(name[3:]) in os.sched_getaffinity(0):
+            user, nice, system, _idle, _wait, irq, soft_irq, steal = (int(v) for v in values[:8])
+            ticks.append(user + nice + system + irq + soft_irq + steal)
+    return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _own_seconds() -> float:

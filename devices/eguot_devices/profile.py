@@ -11,9 +11,9 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -233,10 +233,7 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
     if not models:
         raise UsageError("name at least one ISP file to profile")
     paths = [_model_path(model) for model in models]
-    counts = Counter(path.name for path in paths)
-    names = [path.name if counts[path.name] == 1 else f"{path.resolve().parent.name}/{path.name}" for path in paths]
-    if len(set(names)) < len(names):
-        raise UsageError(f"{next(n for n in names if names.count(n) > 1)} is named twice: name each ISP file once")
+    names = _names([Path(os.path.abspath(path)) for path in paths])
     if any(not 1 <= n <= 64 for n in asked.threads):
         raise UsageError(f"threads are whole numbers from 1 to 64, not {asked.threads}")
     if asked.max_seconds is not None and len(paths) * asked.sustained_s >= asked.max_seconds:
@@ -260,6 +257,19 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
         )
         for name, path in zip(names, paths, strict=True)
     ]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Of each file its name, after as many of its folders as tell it from the others."""
+    names = []
+    for path in paths:
+        if paths.count(path) > 1:
+            raise UsageError(f"{path.name} is named twice: name each ISP file once")
+        length = next(
+            n for n in range(1, len(path.parts) + 1) if [p.parts[-n:] for p in paths].count(path.parts[-n:]) == 1
+        )
+        names.append("/".join(path.parts[-length:]))
+    return names
 
 
 def _model_path(model: str | Path) -> Path:

@@ -66,7 +66,7 @@ def device_lines(device: DeviceReport) -> list[str]:
     if device.models:
         rows = [_row(model, machine.emulated is not None) for model in device.models]
         lines += ["", *_columns([HEAD, *rows]), "", *_legend(device.models, machine)]
-        lines += [line for model in device.models for line in _more(model)]
+        lines += [line for model in device.models for line in _more(model, machine.emulated is not None)]
     lines += [f"note: {note}" for note in device.notes]
     reasons = Counter(failure.message for failure in device.failed)
     if len(device.failed) > 1 and len(reasons) == 1:
@@ -171,15 +171,15 @@ def _legend(models: Sequence[ModelProfile], machine: Machine) -> list[str]:
     return [*lines, "off by: largest difference of the golden output to the reference's, in steps of 1/255"]
 
 
-def _more(model: ModelProfile) -> list[str]:
+def _more(model: ModelProfile, emulated: bool) -> list[str]:
     """What was asked for beyond the table, a line each."""
     lines = []
-    if model.threads:
+    if model.threads and not emulated:
         points = ", ".join(
             f"{p.threads}: tile {_number(p.tile.p50_ms, 2)}, frame {_number(p.frame.p50_ms, 0)}" for p in model.threads
         )
         lines.append(f"{model.name}: ms by threads: {points}")
-    if model.sustained is not None:
+    if model.sustained is not None and not emulated:
         s = model.sustained
         heat = f"{_number(s.first_temperature_c, 0)} to {_number(s.last_temperature_c, 0)} C"
         clock = f"{_number(s.first_frequency_mhz, 0)} to {_number(s.last_frequency_mhz, 0)} MHz"
@@ -187,7 +187,7 @@ def _more(model: ModelProfile) -> list[str]:
             f"{model.name}: {s.frames} frames in {s.seconds:.0f} s without a pause: {_number(s.first_p50_ms, 0)} to "
             f"{_number(s.last_p50_ms, 0)} ms, {heat}, {clock}"
         )
-    if model.energy is not None:
+    if model.energy is not None and not emulated:
         energy = model.energy
         lines.append(f"{model.name}: {energy.per_megapixel_mj:.0f} mJ/MP, {energy.watts:.1f} W ({energy.source})")
     if model.operators is not None and model.operators.not_delegated:

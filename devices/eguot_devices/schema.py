@@ -7,6 +7,7 @@ runs stand behind is None ("n/a"). Unknown or missing keys are refused: results 
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -181,7 +182,7 @@ class ModelProfile:
     accuracy: Accuracy | None
     parity: Parity | None
     other_load_cores: float | None
-    """Cores that other processes kept busy during the speed runs, on average."""
+    """Cores, of those it might use, that other processes kept busy during the speed runs, on average."""
     noise_pct: float | None
     """Spread (p90 - p10, in percent of p50) of one fixed calculation timed before and after the speed runs."""
 
@@ -294,7 +295,9 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise EguotError(f"{where}: expected a list, found {value!r:.60}")
         return tuple(_value(get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= sys.float_info.max:  # NaN, infinity, and whole numbers that no float can hold
+            raise EguotError(f"{where}: expected a finite number")
         return float(value)
     plain = Mapping if get_origin(kind) is not None else kind
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):

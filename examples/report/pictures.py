@@ -8,6 +8,7 @@ crops at 1:1; the slider between two files.
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import shutil
@@ -27,6 +28,7 @@ GAP = 16
 
 def main() -> None:
     """Both pictures."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         raise SystemExit("needs Chromium: on Debian, apt-get install chromium")

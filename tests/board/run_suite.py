@@ -9,6 +9,7 @@ board cannot run are named in LEFT_OUT with the reason.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -31,10 +32,14 @@ LEFT_OUT = {
 
 def main() -> int:
     """Make the board where it is not there, and run; the exit code is pytest's."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("board", type=Path)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="for pytest, instead of tests/sdk")
+    options = parser.parse_args()
     try:
-        board = make_board(Path(sys.argv[1]))
-    except (BoardError, IndexError) as error:
-        print(f"Error: {error or 'name the folder of the board'}", file=sys.stderr)
+        board = make_board(options.board)
+    except BoardError as error:
+        print(f"Error: {error}", file=sys.stderr)
         return 1
     wheels, stamp = board.root / "opt/test-site", board.folder / "test-wheels"
     if not stamp.is_file() or stamp.read_text() != json.dumps(TEST_WHEELS):
@@ -43,7 +48,7 @@ def main() -> int:
         command += [word for platform in PLATFORMS for word in ("--platform", platform)]
         subprocess.run([*command, "-c", str(ROOT / "constraints.txt"), *TEST_WHEELS], check=True)
         stamp.write_text(json.dumps(TEST_WHEELS))
-    arguments = sys.argv[2:] or ["tests/sdk"]
+    arguments = options.arguments or ["tests/sdk"]
     left_out = [word for test in LEFT_OUT for word in ("--deselect", test)]
     pytest = [
         "python3",

@@ -47,6 +47,18 @@ def test_wrong_command_lines(runner: CliRunner, arguments: list[str]) -> None:
     assert runner.invoke(main, arguments).exit_code == 2
 
 
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("option", ["--sustained", "--max-seconds", "--budget-ms", "--fail-slower"])
+def test_what_is_no_number_is_refused(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, option: str, value: str
+) -> None:
+    monkeypatch.setattr(profiling, "profile", lambda *arguments, **options: pytest.fail("measured"))
+    before = ["compare", "a", "b"] if option == "--fail-slower" else ["profile", "default", "--device", "local"]
+    result = runner.invoke(main, [*before, option, value])
+    assert result.exit_code == 2
+    assert f"expected a number, not {value}" in result.stderr
+
+
 def test_a_model_that_fails_is_told_and_the_exit_code_is_1(runner: CliRunner, tmp_path: Path) -> None:
     path = tmp_path / "noise.tflite"
     path.write_bytes(bytes(range(256)) * 8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,3 +49,14 @@ def test_the_classes_that_make_it_are_there() -> None:
     candidates = FOLDER.parents[1] / "benchmarks" / "front" / "candidates.py"
     assert named
     assert set(named) <= set(re.findall(r"^class (\w+)", candidates.read_text(encoding="utf-8"), re.MULTILINE))
+
+
+@pytest.mark.parametrize("script", ["examples/report/pictures.py", "tests/board/run_suite.py"])
+def test_asked_for_help_its_scripts_do_nothing_else(script: str, tmp_path: Path) -> None:
+    if script.endswith("pictures.py"):
+        pytest.importorskip("playwright", reason="needs the extra `dev`: playwright")
+    command = [sys.executable, FOLDER.parents[1] / script, "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage:")
+    assert list(tmp_path.iterdir()) == []

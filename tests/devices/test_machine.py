@@ -84,6 +84,19 @@ def test_load_of_another_process_is_seen() -> None:
     assert cores > 0.2
 
 
+@LINUX
+def test_only_cores_that_this_process_may_use_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """user nice system idle iowait irq softirq steal guest guest_nice, in ticks."""
+    stat = "cpu  999 0 0 0 0 0 0 0 0 0\n" + "".join(
+        f"cpu{i} {100 * 2**i} 10 5 700 60 3 1 1 40 0\n" for i in range(12)
+    ) + "intr 5\nctxt 7\nbtime 9\n"  # fmt: skip
+    monkeypatch.setattr(machine, "_text", lambda path: stat if path == Path("/proc/stat") else None)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 10})
+    assert machine._busy_seconds() == pytest.approx((200 + 20 + 102_400 + 20) / os.sysconf("SC_CLK_TCK"))
+    monkeypatch.setattr(machine, "_text", lambda path: None)
+    assert machine._busy_seconds() is None
+
+
 def test_own_load_is_not_counted_and_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"busy": 100.0, "own": 10.0, "now": 0.0}
     monkeypatch.setattr(machine, "_busy_seconds", lambda: seconds["busy"])

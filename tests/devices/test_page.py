@@ -169,7 +169,9 @@ def test_tiles_of_different_sizes_are_no_cost(browser: Any, report: Report, tmp_
 def test_operators_of_the_chosen_model(page: Any) -> None:
     assert page.locator("#ops .bar").count() == 2
     assert "5 of 6 operators run accelerated; not DEPTH_TO_SPACE" in page.inner_text("#ops")
+    assert "500 frames in 60 s" in page.inner_text("#ops")
     page.select_option("#ops-model", "3")
+    assert "frames in" not in page.inner_text("#ops")
     assert page.locator("#ops .bar").count() == 0
     assert "Emulated: no times" in page.inner_text("#ops")
 

@@ -155,8 +155,16 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         (tmp_path / folder / "isp.tflite").touch()
     paths = [tmp_path / "day" / "isp.tflite", tmp_path / "night" / "isp.tflite"]
     assert [job.name for job in profiling._jobs(paths, Asked())] == ["day/isp.tflite", "night/isp.tflite"]
+    for run in ("ra", "rb"):
+        (tmp_path / run / "out").mkdir(parents=True)
+        (tmp_path / run / "out" / "isp.tflite").touch()
+    (tmp_path / "day" / "other.tflite").touch()
+    runs = [tmp_path / "ra/out/isp.tflite", tmp_path / "rb/out/isp.tflite", paths[0], tmp_path / "day/other.tflite"]
+    assert [job.name for job in profiling._jobs(runs, Asked())] == [
+        "ra/out/isp.tflite", "rb/out/isp.tflite", "day/isp.tflite", "other.tflite"
+    ]  # fmt: skip
     with pytest.raises(UsageError, match="named twice"):
-        profiling._jobs([paths[0], paths[0]], Asked())
+        profiling._jobs([paths[0], tmp_path / "night" / ".." / "day" / "isp.tflite"], Asked())
 
 
 LONG = "x" * 300

@@ -120,6 +120,8 @@ def test_times_of_an_emulated_device_are_not_shown_and_it_is_said(report: Report
     row = next(line for line in table.splitlines() if line.startswith("look.w8a8.tflite")).split()
     assert row == ["look.w8a8.tflite", "70", "n/a", "276x276", *["n/a"] * 4, "101", "24.50", "0.9100", "5.25", "1"]
     assert "medians" not in table
+    assert [word for word in ("by threads", "without a pause", "mJ/MP") if word in table] == []
+    assert "5 of 6 operators are accelerated" in table
 
 
 def test_one_reason_for_all_models_is_said_once(report: Report) -> None:
@@ -139,6 +141,11 @@ def test_a_report_is_read_back_and_what_is_none_is_told(report: Report, tmp_path
     (tmp_path / "old.json").write_text('{"version": 1}')
     with pytest.raises(EguotError, match="version 1"):
         read_report(tmp_path / "old.json")
+    text = (tmp_path / "report.json").read_text()
+    for value in ("NaN", "-Infinity", "1e999", "1" + 400 * "0"):
+        (tmp_path / "number.json").write_text(text.replace('"load_ms": 18.4', f'"load_ms": {value}'))
+        with pytest.raises(EguotError, match=r"load_ms: expected a finite number"):
+            read_report(tmp_path / "number.json")
     (tmp_path / "text.json").write_text("hello")
     with pytest.raises(EguotError, match="not JSON"):
         read_report(tmp_path / "text.json")
