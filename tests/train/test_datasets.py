@@ -125,7 +125,7 @@ def test_planes_of_every_float_are_read(dtype: str, tmp_path: Path) -> None:
     np.save(tmp_path / "counts.npy", counts.astype(dtype))
     np.testing.assert_array_equal(read_npy(tmp_path / "counts.npy"), unpack(counts))
     np.save(tmp_path / "neither.npy", (1.02 * counts / 1023).astype(dtype))
-    with pytest.raises(CorruptRaw, match=r"neither\.npy: values 0\.\.1\.0[12]\d* are neither whole counts nor"):
+    with pytest.raises(CorruptRaw, match=r"neither\.npy: values 0\.00\d+\.\.1\.0[12]\d* are neither whole counts nor"):
         read_npy(tmp_path / "neither.npy")
 
 
