@@ -242,8 +242,9 @@ def _train(
                         weights, say = _potential_step(
                             config, step, judged, run_potential, opt_potential, psi_source, psi_target, logged
                         )
-                        seen = torch.tensor(batch.target_index, device=device)
-                        photo_weights.update(ranks.gathered(seen).tolist(), ranks.gathered(weights[: len(seen)]))
+                        if batch.target_index:
+                            seen = torch.tensor(batch.target_index, device=device)
+                            photo_weights.update(ranks.gathered(seen).tolist(), ranks.gathered(weights[: len(seen)]))
                         weights = weights / ranks.mean(weights.mean()).clamp(min=1e-6)
                     if committee is not None:
                         shown = (judged.real, judged.fake, judged.real_reference, judged.fake_reference)
