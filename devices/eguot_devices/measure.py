@@ -35,6 +35,7 @@ from .timing import MIN_PERCENTILE_RUNS, noise_pct, repeat, summarise
 TILE_SECONDS, TILE_RUNS = 8.0, 20
 FRAME_SECONDS, FRAME_RUNS = 25.0, 10
 OPERATOR_SECONDS = 5.0
+CALM_RUNS = 20
 MODEL_SECONDS = 45.0
 """What the budgets above and loading come to; a smaller one shortens all of them."""
 SYNTHETIC_SIZE = (1536, 2048)
@@ -83,7 +84,8 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     frame = synthetic_frame(EMULATED_SIZE if emulated else SYNTHETIC_SIZE) if job.raw is None else read_raw(job.raw)
     height, width = _tile_size(isp, frame)
     timed = partial(_repeat, share=share, emulated=emulated, on_progress=on_progress)
-    calm = [] if emulated else _calm_times()
+    calm_runs = 0 if emulated else max(MIN_PERCENTILE_RUNS, round(CALM_RUNS * share))
+    calm = _calm_times(calm_runs)
     others = OtherLoad()
     tile = _measure_tile(path, isp.spec, frame, (height, width), timed, delegate=job.delegate)
     megapixels = frame.mosaic.size / 1e6
@@ -95,7 +97,7 @@ def measure(job: Job, on_progress: OnProgress) -> ModelProfile:
     seconds = time.monotonic() - energy_start
     other_load_cores = others.cores()
     peak_memory_mb = memory_mb()[1]
-    calm += [] if emulated else _calm_times()
+    calm += _calm_times(calm_runs)
     sweep = tuple(
         _sweep_point(path, isp.spec, frame, source, (height, width), n, timed, on_progress, job.delegate)
         for n in job.threads
@@ -317,7 +319,7 @@ def _render(isp: ISP, job: Job, on_progress: OnProgress) -> None:
         raise EguotError(f"a result cannot be written on the device: {error.strerror or error}") from error
 
 
-def _calm_times(runs: int = 20) -> list[float]:
+def _calm_times(runs: int) -> list[float]:
     """Times of one fixed calculation, in ms: what they spread is the machine's noise.
 
     It takes some ten milliseconds, as a tile does: a shorter one ends between two turns of other processes.

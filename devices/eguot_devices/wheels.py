@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,11 +51,17 @@ def own_wheel(folder: Path) -> Path:
 
 
 def dependency_wheels(
-    device: str, *, python: Sequence[int], machine: str, libc: Sequence[str], installed: Mapping[str, str]
+    device: str,
+    *,
+    python: Sequence[int],
+    machine: str,
+    libc: Sequence[str],
+    installed: Mapping[str, str],
+    end: float | None = None,
 ) -> list[Path]:
     """Wheels of everything the base install needs and the board has not, fetched by this machine's pip and kept.
 
-    Raises EguotError where there are none for such a board, or pip cannot fetch them.
+    Raises EguotError where there are none for such a board, or pip cannot fetch them until the monotonic time `end`.
     """
     missing = [line for line in base_requirements() if _name(line) not in installed]
     if not missing:
@@ -68,7 +75,7 @@ def dependency_wheels(
     key = hashlib.sha256(repr((sorted(missing), list(python[:2]), platforms)).encode()).hexdigest()[:16]
     folder = cache_folder() / key
     if not folder.is_dir():
-        _download(device, missing, f"{python[0]}.{python[1]}", platforms, folder)
+        _download(device, missing, f"{python[0]}.{python[1]}", platforms, folder, end)
     return sorted(folder.glob("*.whl"))
 
 
@@ -92,7 +99,10 @@ def _platforms(machine: str, glibc_minor: int) -> list[str]:
     return [*(f"manylinux_2_{minor}_{machine}" for minor in minors), f"manylinux2014_{machine}"]
 
 
-def _download(device: str, requirements: Sequence[str], python: str, platforms: Sequence[str], folder: Path) -> None:
+def _download(
+    device: str, requirements: Sequence[str], python: str, platforms: Sequence[str], folder: Path, end: float | None
+) -> None:
+    left = None if end is None else max(end - time.monotonic(), 0.0)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="unfinished-") as beside:
@@ -108,7 +118,7 @@ def _download(device: str, requirements: Sequence[str], python: str, platforms: 
                 str(made),
             ]
             command += [word for platform in platforms for word in ("--platform", platform)]
-            done = subprocess.run([*command, *requirements], capture_output=True, text=True, check=False)
+            done = subprocess.run([*command, *requirements], capture_output=True, text=True, timeout=left, check=False)
             if done.returncode:
                 said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
                 raise EguotError(f"{device}: this machine's pip found no wheels for the board: {said[-1][:200]}")
@@ -117,6 +127,8 @@ def _download(device: str, requirements: Sequence[str], python: str, platforms: 
             except OSError:
                 if not folder.is_dir():  # another run was quicker
                     raise
+    except subprocess.TimeoutExpired:
+        raise EguotError(f"{device}: this machine's pip had not fetched its wheels within --max-seconds") from None
     except OSError as error:
         raise EguotError(f"{folder.parent}: cannot keep wheels there ({error.strerror or error})") from error
 

@@ -57,6 +57,16 @@ def test_a_worker_that_cannot_be_started_is_told_at_once() -> None:
         link.close()
 
 
+def test_an_upload_ends_with_its_time_and_short_messages_still_go() -> None:
+    link = _Link("ssh://b", [sys.executable, "-c", "import sys; sys.stdin.buffer.read()"], "", time.monotonic() - 1)
+    try:
+        link._write(b'{"op": "ping"}\n')
+        with pytest.raises(EguotError, match="ssh://b: not ready within --max-seconds"):
+            link._write(bytes(1 << 20))
+    finally:
+        link.close()
+
+
 @pytest.fixture
 def here(native: SshBoard, monkeypatch: pytest.MonkeyPatch) -> SshBoard:
     """The native board as `ssh://board` for the client."""
@@ -131,7 +141,7 @@ def test_pictures_of_the_board_score_as_those_made_here(
 
 
 def test_an_installed_sdk_is_used_and_nothing_left(here: SshBoard, shipped: Path, pairs: Path) -> None:
-    asked = Asked(pairs=pairs, max_seconds=15)
+    asked = Asked(pairs=pairs, max_seconds=30)
     (device,) = profile([shipped / "tiny.w8a8.tflite"], device=HERE, asked=asked).devices
     assert device.failed == ()
     assert device.models[0].accuracy is not None

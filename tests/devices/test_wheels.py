@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,19 @@ def test_wheels_are_fetched_once_and_a_failure_leaves_nothing(tmp_path: Path, mo
     monkeypatch.setattr(subprocess, "run", beside_another)
     assert wheels.dependency_wheels("ssh://b", **BOARD, installed={}) == [first]  # type: ignore[arg-type]
     assert list(wheels.cache_folder().iterdir()) == [first.parent]
+
+
+def test_fetching_wheels_ends_with_the_time_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def slow(command: list[str], *, timeout: float, **_: Any) -> None:
+        given.append(timeout)
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(subprocess, "run", slow)
+    with pytest.raises(EguotError, match=r"ssh://b: .*pip had not fetched its wheels within --max-seconds"):
+        wheels.dependency_wheels("ssh://b", **BOARD, installed={}, end=130.0)  # type: ignore[arg-type]
+    assert given == [30.0]
+    assert list(wheels.cache_folder().iterdir()) == []

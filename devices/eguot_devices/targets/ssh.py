@@ -40,6 +40,7 @@ OLDEST_PYTHON = (3, 11)
 FACTS = "eguot_devices.machine"
 MAX_NOISE_LINES = 200
 MAX_LINE = 1 << 20
+PIECE = 1 << 14
 FORM = re.compile(
     r"ssh://(?:(?P<user>[^@/\s]+)@)?(?P<host>\[[0-9A-Fa-f:.%]+\]|[^:/@\s\[\]]+)(?::(?P<port>\d+))?(?P<python>/\S+)?"
 )
@@ -85,12 +86,12 @@ class SshTarget(Target):
                     "name another, as in ssh://host/usr/bin/python3.11"
                 )
             self._link.call({"op": "folder"})
-            self._install(facts, on_progress, everything)
+            self._install(facts, on_progress, everything, end)
         except BaseException:
             self.close()
             raise
 
-    def _install(self, facts: dict[str, Any], on_progress: OnProgress, everything: bool) -> None:
+    def _install(self, facts: dict[str, Any], on_progress: OnProgress, everything: bool, end: float | None) -> None:
         """Bring the SDK where this version of it is not installed, and of its dependencies those that are missing."""
         installed = facts["installed"]
         with tempfile.TemporaryDirectory() as folder:
@@ -100,7 +101,7 @@ class SshTarget(Target):
             on_progress("looking for wheels")
             if everything:
                 board = {key: facts[key] for key in ("python", "machine", "libc", "installed")}
-                needed += wheels.dependency_wheels(self.device, **board)
+                needed += wheels.dependency_wheels(self.device, **board, end=end)
             for i, wheel in enumerate(needed, 1):
                 on_progress(f"installing {i} of {len(needed)}: {wheel.name.split('-')[0]}")
                 self._put(wheel, wheel.name)
@@ -270,10 +271,14 @@ class _Link:
             raise EguotError(self._why_it_ended(None)) from error
 
     def _write(self, data: bytes) -> None:
+        """In pieces, so that a slow upload ends with the time that was given, and the session with it."""
         assert self._ssh.stdin is not None
         with self._writing:
-            self._ssh.stdin.write(data)
-            self._ssh.stdin.flush()
+            for start in range(0, len(data), PIECE):
+                if start and self._end is not None and time.monotonic() >= self._end:
+                    raise EguotError(f"{self._device}: not ready within --max-seconds")
+                self._ssh.stdin.write(data[start : start + PIECE])
+                self._ssh.stdin.flush()
 
     def _answer(self) -> tuple[dict[str, Any], bytes]:
         line, payload = self._next(SILENCE_S)
