@@ -84,9 +84,9 @@ def peak_mb() -> float:
     """Peak of resident memory of this process; `getrusage` would count what its parent had when it was started."""
     try:
         status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     except (OSError, IndexError):
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class Stages:
@@ -211,6 +211,8 @@ def print_command(folder: Path) -> None:
     while run.poll() is None:
         peak_mb = max(peak_mb, family_memory_mb(run.pid))
         time.sleep(0.02)
+    if run.returncode:
+        raise click.ClickException(f"the command ended with code {run.returncode} and developed nothing")
     click.echo(f"100 MP to JPEG, 1 thread: {time.perf_counter() - start:.1f} s, peak {peak_mb:.0f} MB, both processes")
     times = []
     for _ in range(5):

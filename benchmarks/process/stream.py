@@ -33,8 +33,8 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_mb() -> float:
-    """Memory of this process that is in RAM now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES / 2**20
+    """Memory of this process that is in RAM now, in 10^6 bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES / 1e6
 
 
 def measure(threads: int, frames: int) -> dict[str, float]:

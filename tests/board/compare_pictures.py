@@ -22,7 +22,7 @@ from make_board import ROOT, make_board
 
 
 def main() -> int:
-    """Print a line a picture; the exit code is 1 where one is missing on one side."""
+    """Print a line a picture; the exit code is 1 where one is missing on one side, or all are."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("board", type=Path)
     parser.add_argument("raws", type=Path)
@@ -45,7 +45,7 @@ def main() -> int:
             subprocess.run(run, check=False)
         names = sorted({p.name for p in (*here.iterdir(), *there.iterdir())})
         print("| picture | largest difference | share of values that differ | by more than 1 |\n|---|---|---|---|")
-        missing = False
+        missing = not names
         for name in names:
             if not ((here / name).is_file() and (there / name).is_file()):
                 print(f"| {name} | missing on one side | | |")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import compare_pictures
 import numpy as np
 import pytest
 from make_board import Board
@@ -46,3 +49,10 @@ def test_pictures_of_the_board_are_those_of_this_machine(
 
 def test_an_exit_code_comes_back(board: Board) -> None:
     assert board.run(["python3", "-c", "import sys; sys.exit(7)"]).returncode == 7
+
+
+def test_pictures_that_neither_side_made_are_no_agreement(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(compare_pictures, "make_board", Board)
+    monkeypatch.setattr(subprocess, "run", lambda command, check: None)  # as where every raw is refused
+    monkeypatch.setattr(sys, "argv", ["compare_pictures.py", str(tmp_path), str(tmp_path)])
+    assert compare_pictures.main() == 1

@@ -19,7 +19,7 @@ BANNER = b"device::ro.product.name=stand;ro.product.model=Stand_in;ro.product.de
 
 
 class FakeAdbd:
-    """Serves until closed; `cut_after`: how many messages of a push pass before the phone is pulled off, if any."""
+    """Serves until closed."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
         self.folder, self._programs = folder, programs

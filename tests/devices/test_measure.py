@@ -25,10 +25,9 @@ from eguot_sdk.runtimes.litert import LiteRtRuntime
 def test_the_synthetic_mosaic_is_the_same_everywhere() -> None:
     frame = synthetic_frame()
     assert frame.mosaic.shape == (1536, 2048)
-    assert (
-        hashlib.sha256(frame.mosaic[::2, ::2].tobytes()).digest()
-        == hashlib.sha256(synthetic_frame().mosaic[::2, ::2].tobytes()).digest()
-    )
+    # On x86-64 and arm64, with NumPy 1.26 and 2.4.
+    digest = hashlib.sha256(frame.mosaic.tobytes()).hexdigest()
+    assert digest == "71cae54d08419a75a8f7dae83848d82a2a78cdb7c0b7cc3b4a5e40c466a3640f"
     means = [frame.mosaic[y::2, x::2].mean() for y, x in ((0, 0), (0, 1), (1, 0), (1, 1))]
     assert means[0] < means[1]
     assert means[3] < means[2]
