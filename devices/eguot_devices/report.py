@@ -167,7 +167,7 @@ def _legend(models: Sequence[ModelProfile], machine: Machine) -> list[str]:
     if len({(m.tile.height_packed, m.tile.width_packed) for m in models}) > 1:
         lines.append("the tiles differ in size: their times do not compare")
     if machine.emulated is None:
-        lines.append("times are medians, with their interval of 95 % confidence, and 90th percentiles")
+        lines.append("times are medians, with their interval of about 95 % confidence, and 90th percentiles")
     return [*lines, "off by: largest difference of the golden output to the reference's, in steps of 1/255"]
 
 

@@ -29,7 +29,7 @@ class Latency:
     """The first run, which is in no other number."""
     p50_ms: float | None
     p50_low_ms: float | None
-    """The median lies between `p50_low_ms` and `p50_high_ms` with 95 % confidence."""
+    """The median lies between `p50_low_ms` and `p50_high_ms` with about 95 % confidence."""
     p50_high_ms: float | None
     p90_ms: float | None
     p99_ms: float | None

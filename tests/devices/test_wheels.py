@@ -66,7 +66,26 @@ def test_nothing_is_fetched_for_a_board_that_has_all() -> None:
     assert "numpy" in names
     assert "ai-edge-litert" in names
     assert "torch" not in names
-    assert wheels.dependency_wheels("ssh://b", **BOARD, installed=dict.fromkeys(names, "1")) == []  # type: ignore[arg-type]
+    assert all(">=" in line for line in wheels.base_requirements())
+    assert wheels.dependency_wheels("ssh://b", **BOARD, installed=dict.fromkeys(names, "9999.1")) == []  # type: ignore[arg-type]
+
+
+def test_what_a_board_has_too_old_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Debian 12 has numpy 1.24.2 and pillow 9.4.0."""
+    asked: list[list[str]] = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(wheels, "_download", lambda device, missing, *rest: asked.append(missing))
+    needed = ["numpy>=1.26", "pillow>=10.3", "click>=8.1", "rawpy>=0.25", "tifffile>=2023.7", "flatbuffers>=23.5"]
+    monkeypatch.setattr(wheels, "base_requirements", lambda: needed)
+    there = {
+        "numpy": "1.24.2",
+        "pillow": "9.4.0",
+        "click": "8.1.3",
+        "tifffile": "2023.12.9.post1",
+        "flatbuffers": "23.5",
+    }
+    wheels.dependency_wheels("ssh://b", **BOARD, installed=there)  # type: ignore[arg-type]
+    assert asked == [["numpy>=1.26", "pillow>=10.3", "rawpy>=0.25"]]
 
 
 @pytest.mark.parametrize(("machine", "libc"), [("armv7l", ("glibc", "2.36")), ("aarch64", ("", ""))])
@@ -106,6 +125,17 @@ def test_wheels_are_fetched_once_and_a_failure_leaves_nothing(tmp_path: Path, mo
     monkeypatch.setattr(subprocess, "run", beside_another)
     assert wheels.dependency_wheels("ssh://b", **BOARD, installed={}) == [first]  # type: ignore[arg-type]
     assert list(wheels.cache_folder().iterdir()) == [first.parent]
+
+
+def test_an_index_that_cannot_be_reached_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name, value in (("INDEX_URL", "http://127.0.0.1:1/simple"), ("RETRIES", "1")):
+        monkeypatch.setenv(f"PIP_{name}", value)
+    for name in ("PIP_NO_INDEX", "PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(wheels, "base_requirements", lambda: ["made-up>=1"])
+    with pytest.raises(EguotError, match="found no wheels for the board: it cannot reach its index"):
+        wheels.dependency_wheels("ssh://b", **BOARD, installed={})  # type: ignore[arg-type]
 
 
 def test_fetching_wheels_ends_with_the_time_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
