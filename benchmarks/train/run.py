@@ -214,7 +214,7 @@ def measure(name: str, config: TrainConfig, rounds: int, clock: Callable[[], flo
         "crops_per_second": crops / step,
         "plain_crops_per_second": crops / bare,
         "utilisation_percent": utilisation.percent(),
-        "peak_memory_mb": torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None,
+        "peak_memory_mb": torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None,
     }
 
 
