@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eguot_sdk.errors import STOPPED
+
 if TYPE_CHECKING:
     from .profile import Asked
 
-STOPPED = 130
 DEVICE_HELP = "Where to measure: local, ssh://[user@]host[:port][/path/to/python3], adb[:serial]. Repeatable."
 
 

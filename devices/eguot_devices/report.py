@@ -168,6 +168,9 @@ def _legend(models: Sequence[ModelProfile], machine: Machine) -> list[str]:
         lines.append("the tiles differ in size: their times do not compare")
     if machine.emulated is None:
         lines.append("times are medians, with their interval of about 95 % confidence, and 90th percentiles")
+        timed = [part.latency for m in models for part in (m.tile, m.frame) if part is not None]
+        if any(latency.p50_ms is None for latency in timed):
+            lines.append("times that are n/a: fewer than 5 runs in the time there was; give more --max-seconds")
     return [*lines, "off by: largest difference of the golden output to the reference's, in steps of 1/255"]
 
 

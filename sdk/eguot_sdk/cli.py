@@ -2,8 +2,8 @@
 
 Commands of the other packages come through the entry-point group `eguot_sdk.commands` and are imported only when one
 is asked for; without its extra a command still shows in --help and answers with the pip line. Results go to stdout,
-progress and errors to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a quality gate not met. This module imports
-nothing heavy, so that --help is quick.
+progress and errors to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a quality gate not met, 130 Ctrl-C. This module
+imports nothing heavy, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, Literal, NoReturn
 import click
 
 from .bayer import CFA_PHASES
-from .errors import EguotError, MissingDependency, OutputError
+from .errors import STOPPED, EguotError, MissingDependency, OutputError
 from .paths import AS_ON_DISK, named_isp
 
 PLUGINS = "eguot_sdk.commands"
@@ -79,6 +79,9 @@ class Commands(click.Group):
             if sys.stdout is sys.__stdout__:  # what it may still hold would fail once more at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             _show(ctx, OutputError("no space left on the device that output goes to"))
+        except KeyboardInterrupt:
+            click.echo("stopped", err=True)
+            ctx.exit(STOPPED)
 
 
 def _ready_streams() -> None:

@@ -19,6 +19,9 @@ from __future__ import annotations
 
 from typing import Any
 
+STOPPED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
 
 class EguotError(Exception):
     """Base of all errors raised on purpose; `exit_code` is what the command returns."""

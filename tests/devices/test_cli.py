@@ -111,7 +111,8 @@ def test_a_report_that_cannot_be_shown_is_written_all_the_same(
 @pytest.fixture
 def usual_signals() -> Iterator[None]:
     """As in a shell, whatever runs the tests."""
-    kept = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    kept = {number: signal.signal(number, handler) for number, handler in usual.items()}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)

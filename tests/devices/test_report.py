@@ -48,6 +48,7 @@ def test_the_table_says_what_a_person_needs(report: Report) -> None:
     assert "ms by threads: 2: tile 4.00, frame n/a" in text
     assert "100 to 140 ms, 40 to 71 C, 2400 to n/a MHz" in text
     assert "120 mJ/MP, 4.5 W (RAPL package)" in text
+    assert "times that are n/a: fewer than 5 runs" in text
     assert "5 of 6 operators are accelerated, not DEPTH_TO_SPACE" in text
     assert lines[-2:] == ["note: busy machine", "failed: broken.tflite: not a TFLite model"]
 

@@ -761,6 +761,16 @@ def test_errors_are_one_line_with_their_exit_code(
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", "Error: first second\n")
 
 
+def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.main.commands, "stopped", stopped)
+    result = run("stopped")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
 def test_an_unknown_command_is_exit_2() -> None:
     result = run("develop")
     assert result.exit_code == 2

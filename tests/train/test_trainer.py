@@ -423,7 +423,7 @@ def test_what_cannot_be_resumed_is_refused(folders: dict[str, str], tmp_path: Pa
         train(config, tmp_path / "absent", resume=True, echo=quietly)
     assert not (tmp_path / "absent").exists()
     run = train(config, tmp_path / "run", echo=quietly)
-    with pytest.raises(UsageError, match="is a supervised run and cannot be resumed as paired"):
+    with pytest.raises(UsageError, match="was started as supervised and cannot be resumed as paired"):
         train(replace(config, mode="paired"), run, resume=True, echo=quietly)
     checkpoints(run)[-1].unlink()
     pairs = Path(shutil.copytree(folders["pairs"], tmp_path / "pairs"))

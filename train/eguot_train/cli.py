@@ -8,10 +8,10 @@ from typing import Any
 
 import click
 
+from eguot_sdk.errors import STOPPED
+
 from . import MAX_SEED
 
-STOPPED = 130
-"""Exit code after Ctrl-C, as shells have it."""
 OPTIONS = {
     "init": "give --init, which also takes over the network and a gentler learning rate",
     "isp": "give --isp, which also takes over the architecture's recipe",

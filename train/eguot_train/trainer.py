@@ -46,7 +46,7 @@ from .checkpoint import (
     write_file,
 )
 from .config import DATA, EXPERTS, PAIRED_TRANSPORT, TrainConfig
-from .data.batches import Batch, Batches, Sources, load_sources, share_of
+from .data.batches import Batch, Batches, HeldPair, Sources, load_sources, share_of
 from .data.crops import middle
 from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
@@ -337,7 +337,7 @@ def _open_run(
         raise CheckpointError(f"{out} does not exist, so there is nothing to resume: start it without --resume")
     saved = read_config(out)
     if saved.mode != config.mode:
-        raise UsageError(f"{out.name} is a {saved.mode} run and cannot be resumed as {config.mode}")
+        raise UsageError(f"{out.name} was started as {saved.mode} and cannot be resumed as {config.mode}")
     found = checkpoints(out)
     if not found:
         return 0, {}, {}
@@ -430,7 +430,8 @@ class Passes:
 
 def _counts(sources: Sources) -> str:
     """How much there is to train on, for a person. Of what is streamed only the first window is known."""
-    found = (("raw", "raws", sources.frames), ("srgb", "photos", sources.photos), ("pairs", "pairs", sources.pairs))
+    given = [pair for pair in sources.pairs if not (isinstance(pair, HeldPair) and pair.found)]  # the others are told
+    found = (("raw", "raws", sources.frames), ("srgb", "photos", sources.photos), ("pairs", "pairs", given))
     return ", ".join(
         f"{name} read on the way" if role in sources.streamed else f"{len(items)} {name}"
         for role, name, items in found
