@@ -283,8 +283,8 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
         cells.append(f"{np.mean(areas):.2f}" if areas else "")
         lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
     judged = [name for name in order if name.startswith(("alone", "structure-cost"))]
-    watched = [(name, [r for r in results if r["row"] == name]) for name in judged]
-    if watched:
+    if judged:
+        watched = [(name, [r for r in results if r["row"] == name]) for name in ("aligned", *judged)]
         lines += ["", "| | dE2000 | Lab, sliced Wasserstein | structure (C2) | spectra dB |", "|---|---|---|---|---|"]
         for name, found in watched:
             means = [np.mean([r[key] for r in found]) for key in ("de2000", "swd_lab", "structure", "log_spectral")]

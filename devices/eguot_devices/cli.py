@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import signal
 import tempfile
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eguot_sdk.cli import finite
 from eguot_sdk.errors import STOPPED
 
 if TYPE_CHECKING:
@@ -26,12 +26,6 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
         raise click.BadParameter(f"expected whole numbers such as 1,2,4, not {value!r}") from None
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"expected a number, not {value}")
-    return value
-
-
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option("--device", "devices", multiple=True, required=True, help=DEVICE_HELP)
@@ -42,7 +36,7 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
     "--sustained",
     type=click.FloatRange(0),
     default=0.0,
-    callback=_finite,
+    callback=finite,
     metavar="SECONDS",
     help="Also develop so long on end.",
 )
@@ -50,14 +44,14 @@ def _finite(ctx: click.Context, param: click.Parameter, value: float | None) -> 
 @click.option(
     "--max-seconds",
     type=click.FloatRange(1),
-    callback=_finite,
+    callback=finite,
     metavar="S",
     help="Longest time for one device, set-up included.",
 )
 @click.option(
     "--budget-ms",
     type=click.FloatRange(0, min_open=True),
-    callback=_finite,
+    callback=finite,
     metavar="MS",
     help="Name the best model that fits.",
 )
@@ -152,7 +146,7 @@ def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) ->
 @click.option(
     "--fail-slower",
     type=click.FloatRange(0),
-    callback=_finite,
+    callback=finite,
     metavar="PCT",
     help="Exit 3 where a time grew by more, beyond noise.",
 )

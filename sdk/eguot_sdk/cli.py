@@ -175,9 +175,10 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     raise click.BadParameter(f"expected a number of packed pixels or the word whole, not {value!r}")
 
 
-def _finite(ctx: click.Context, param: click.Parameter, value: float) -> float:
-    if not math.isfinite(value):
-        raise click.BadParameter(f"expected a number of stops, not {value}")
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Callback of an option that is a number: click's ranges let nan and inf pass."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"expected a number, not {value}")
     return value
 
 
@@ -236,7 +237,7 @@ def _numbers(text: str) -> tuple[float, ...]:
     type=click.FloatRange(-16, 16),
     default=0.0,
     metavar="EV",
-    callback=_finite,
+    callback=finite,
     help="Brighter by so many stops.",
 )
 @click.option(
