@@ -36,7 +36,7 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     "--sustained",
     type=click.FloatRange(0),
     default=0.0,
-    callback=finite,
+    callback=finite("a number"),
     metavar="SECONDS",
     help="Also develop so long on end.",
 )
@@ -44,14 +44,14 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
 @click.option(
     "--max-seconds",
     type=click.FloatRange(1),
-    callback=finite,
+    callback=finite("a number"),
     metavar="S",
     help="Longest time for one device, set-up included.",
 )
 @click.option(
     "--budget-ms",
     type=click.FloatRange(0, min_open=True),
-    callback=finite,
+    callback=finite("a number"),
     metavar="MS",
     help="Name the best model that fits.",
 )
@@ -146,7 +146,7 @@ def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) ->
 @click.option(
     "--fail-slower",
     type=click.FloatRange(0),
-    callback=finite,
+    callback=finite("a number"),
     metavar="PCT",
     help="Exit 3 where a time grew by more, beyond noise.",
 )

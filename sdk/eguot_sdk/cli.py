@@ -16,6 +16,7 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -175,11 +176,15 @@ def _tile(ctx: click.Context, param: click.Parameter, value: str | None) -> int 
     raise click.BadParameter(f"expected a number of packed pixels or the word whole, not {value!r}")
 
 
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Callback of an option that is a number: click's ranges let nan and inf pass."""
-    if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"expected a number, not {value}")
-    return value
+def finite(what: str) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
+    """Callback of an option that is finite, `what` in words: click's ranges let nan and inf pass."""
+
+    def check(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not math.isfinite(value):
+            raise click.BadParameter(f"expected {what}, not {value}")
+        return value
+
+    return check
 
 
 def _gains(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[float, ...] | Literal["auto"] | None:
@@ -237,7 +242,7 @@ def _numbers(text: str) -> tuple[float, ...]:
     type=click.FloatRange(-16, 16),
     default=0.0,
     metavar="EV",
-    callback=finite,
+    callback=finite("a number of stops"),
     help="Brighter by so many stops.",
 )
 @click.option(
