@@ -25,7 +25,7 @@ from run import SEED, make_data  # beside this file
 from eguot_compress.distill import BATCH, LR, distill, moving_average
 from eguot_compress.finetune import FineTune, fine_tune
 from eguot_compress.material import Folders, Material
-from eguot_compress.quant_run import building, save_derived
+from eguot_compress.quant_run import resumable, save_derived, unfinished_name
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.checkpoint import DEFAULT_RUN, build_isp, load_run, read_config
@@ -58,10 +58,11 @@ def alone(pairs: Path, like: Path, out: Path, isp: str, steps: int, seed: int) -
     average, after_step = moving_average(student)
     material = Material(loaded, Folders(pairs=pairs), seed=seed, batch=BATCH)
     plan = FineTune(steps=steps, lr=LR, label="alone")
-    with building(out) as folder:
-        fine_tune(student, material, None, plan, folder / "log.jsonl", after_step)
+    asked = {"data": material.hashes, "isp": isp, "steps": steps, "seed": seed}
+    with resumable(out, asked, unfinished_name(out).is_dir()) as unfinished:
+        fine_tune(student, material, None, plan, unfinished, after_step, {"average": average})
         config = for_machine("supervised", isp=isp, pairs=str(pairs), steps=steps, seed=seed)
-        save_derived(folder, config, average, loaded, {"command": "alone", "data": material.hashes})
+        save_derived(unfinished.folder, config, average, loaded, {"command": "alone", "data": material.hashes})
 
 
 def score(run: Path, test: Sequence[Pair]) -> dict[str, Any]:
@@ -98,7 +99,8 @@ def main(out: Path, photos: Path, isp: str, few: int, steps: int, seeds: int) ->
         if not student.exists():
             alone(pairs, teacher, student, isp, steps, seed)
         if not taught.exists():
-            distill(teacher, taught, isp=isp, folders=Folders(raw=raws), steps=steps, seed=seed)
+            begun = unfinished_name(taught).is_dir()
+            distill(teacher, taught, isp=isp, folders=Folders(raw=raws), steps=steps, seed=seed, resume=begun)
         rows[f"{isp} alone"].append(student)
         rows[f"{isp} taught"].append(taught)
     test = list_pairs(out / "data" / "test" / "pairs")

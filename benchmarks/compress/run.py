@@ -28,7 +28,7 @@ from eguot_compress.fake_quant import quantise_body
 from eguot_compress.material import Folders
 from eguot_compress.ptq import quantize
 from eguot_compress.qat import qat
-from eguot_compress.quant_run import load_quantised, load_scales
+from eguot_compress.quant_run import load_quantised, load_scales, unfinished_name
 from eguot_devices.timing import repeat
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.ingest import Ingest, dequantise
@@ -95,7 +95,8 @@ def make_runs(isp: str, pairs: Path, out: Path) -> None:
     if not (out / "ptq").exists():
         quantize(run, out / "ptq", folders=folders, seed=SEED)
     if not (out / "qat").exists():
-        qat(run, out / "qat", folders=folders, steps=ROWS[isp].qat_steps, seed=SEED)
+        begun = unfinished_name(out / "qat").is_dir()
+        qat(run, out / "qat", folders=folders, steps=ROWS[isp].qat_steps, seed=SEED, resume=begun)
 
 
 def make_file(run: Path, precision: str, pairs: Path) -> tuple[Path, dict[str, Any]]:

@@ -98,6 +98,7 @@ def quantize(run: Path, pairs: Path | None, raw: Path | None, out: Path, seed: i
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Run folder to create.")
 @click.option("--steps", type=click.IntRange(min=1), help="Training steps.  [default: 1500]")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of the crops.")
+@click.option("--resume", is_flag=True, help="Go on with OUT.unfinished, what a run that was stopped has left.")
 def qat(
     run: Path,
     pairs: Path | None,
@@ -107,6 +108,7 @@ def qat(
     out: Path,
     steps: int | None,
     seed: int,
+    resume: bool,
 ) -> None:
     """Quantise RUN (or `default`) to int8 and train it with the rounding in place."""
     from eguot_train.checkpoint import named_run
@@ -116,7 +118,7 @@ def qat(
     from .qat import qat as run_qat
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
-    run_qat(named_run(run), out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed)
+    run_qat(named_run(run), out, folders=folders, teacher=teacher, steps=steps or STEPS, seed=seed, resume=resume)
     click.echo(f"trained {out}", err=True)
 
 
@@ -129,6 +131,7 @@ def qat(
 @click.option(
     "--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Seed of weights and crops."
 )
+@click.option("--resume", is_flag=True, help="Go on with OUT.unfinished, what a run that was stopped has left.")
 def distill(
     run: Path,
     isp: str,
@@ -138,6 +141,7 @@ def distill(
     out: Path,
     steps: int | None,
     seed: int,
+    resume: bool,
 ) -> None:
     """Train a small ISP to render what RUN (or `default`) renders."""
     from eguot_train.checkpoint import named_run
@@ -147,7 +151,7 @@ def distill(
     from .material import Folders
 
     folders = Folders(pairs=pairs, raw=raw, srgb=srgb)
-    run_distill(named_run(run), out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed)
+    run_distill(named_run(run), out, isp=isp, folders=folders, steps=steps or STEPS, seed=seed, resume=resume)
     click.echo(f"trained {out}", err=True)
 
 

@@ -19,7 +19,7 @@ from eguot_train.isps.base import IspNet
 
 from .finetune import FineTune, fine_tune
 from .material import Folders, Material
-from .quant_run import building, refuse_existing, save_derived
+from .quant_run import refuse_begun, resumable, save_derived, weights_hash
 
 STEPS = 3000
 BATCH = 8
@@ -36,13 +36,16 @@ def distill(
     steps: int = STEPS,
     seed: int = 0,
     structure: float = 0.0,
+    resume: bool = False,
 ) -> Path:
     """Train a new `isp` on the renderings of the run `teacher` into the run folder `out`.
 
-    `structure`: weight of the difference of structure features (see `FineTune`); off unless asked for.
+    `structure`: weight of the difference of structure features (see `FineTune`); off unless asked for. `resume`: go on
+    with what a run of the same arguments left in OUT.unfinished when it was stopped, to the same end.
     Raises UsageError for an unknown architecture, CheckpointError for a teacher that is not a run.
     """
-    refuse_existing(out)
+    out = Path(out)
+    refuse_begun(out, resume)
     plan = FineTune(steps=steps, lr=LR, label="distill", structure=structure)
     loaded = load_run(Path(teacher))
     loaded.net.requires_grad_(False)
@@ -50,13 +53,14 @@ def distill(
     student = build_isp(isp)
     material = Material(loaded, folders or Folders(), seed=seed, batch=BATCH, multiple=student.multiple)
     average, after_step = moving_average(student)
-    with building(out) as folder:
-        fine_tune(student, material, loaded.net, plan, folder / "log.jsonl", after_step)
+    made_by = {
+        "command": "distill", "teacher": loaded.config.isp, "steps": steps, "seed": seed, "data": material.hashes,
+    }  # fmt: skip
+    asked = {**made_by, "isp": isp, "structure": structure, "weights": weights_hash(loaded.net)}
+    with resumable(out, asked, resume) as unfinished:
+        fine_tune(student, material, loaded.net, plan, unfinished, after_step, {"average": average})
         config = dataclasses.replace(loaded.config, isp=isp, steps=steps, seed=seed, init=None)
-        made_by = {
-            "command": "distill", "teacher": loaded.config.isp, "steps": steps, "seed": seed, "data": material.hashes,
-        }  # fmt: skip
-        save_derived(folder, config, average, loaded, made_by)
+        save_derived(unfinished.folder, config, average, loaded, made_by)
     return out
 
 

@@ -9,30 +9,33 @@ on the picture, so it does not depend on how large losses are.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from eguot_sdk.errors import EguotError, UsageError
-from eguot_sdk.progress import progress_bar
+from eguot_train.checkpoint import load_weights, optimizer_tensors, part, prefixed, restore_optimizer
 from eguot_train.cost import low_pass
 from eguot_train.experts import ColourExpert, Committee
 from eguot_train.experts.structure import structure
+from eguot_train.interrupt import finishing_first
 from eguot_train.losses import pair_loss
+from eguot_train.runlog import LOG_EVERY, RunLog
 
 from .material import Material
+from .quant_run import Unfinished
 
 TEACHER_SHARE = 0.7
 CONFIDENCE_SCALE = 0.05
 EXPERT_WIDTH = 16
 EXPERT_STARTS_AT = 0.1
 """Share of the steps that the expert learns before it is heard."""
-LOG_EVERY = 10
+KEEP_EVERY = 250
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,20 +60,41 @@ def fine_tune(
     material: Material,
     teacher: nn.Module | None,
     plan: FineTune,
-    log_path: Path,
+    unfinished: Unfinished,
     after_step: Callable[[int], None] | None = None,
+    beside: Mapping[str, nn.Module] | None = None,
 ) -> None:
     """Train `student` in place (planes [B, 4, h, w] -> RGB). `after_step(step)` runs after every update.
 
-    Raises UsageError where there is neither teacher nor truth, EguotError when the loss is no longer a number.
+    Goes on from what `unfinished` keeps, and keeps there every KEEP_EVERY steps and at Ctrl-C: the student, the
+    networks `beside` it, optimiser and expert. Raises UsageError where there is neither teacher nor truth, EguotError
+    when the loss is no longer a number.
     """
     if teacher is None and not material.has_truth:
         raise UsageError("raws alone hold no truth to learn from: give --pairs DIR, or --teacher RUN")
     optimizer = torch.optim.Adam(student.parameters(), plan.lr, betas=(0.9, 0.99))
     student.train()
     committee = _colour_committee(plan.colour_share, material.seed) if plan.colour_share > 0 else None
-    with open(log_path, "w", encoding="utf-8") as log, progress_bar(plan.steps, label=plan.label) as bar:
-        for step, planes, truth in material.stream(plan.steps):
+    modules = {"student": student, **(beside or {})}
+    start, tensors = unfinished.kept()
+    if tensors:
+        for name, module in modules.items():
+            load_weights(module, part(name, tensors), unfinished.folder.name)
+        restore_optimizer(optimizer, part("optimizer", tensors))
+        if committee is not None:
+            committee.restore(part("committee", tensors))
+
+    def keep(done: int) -> None:
+        found = {**prefixed("optimizer", optimizer_tensors(optimizer))}
+        for name, module in modules.items():
+            found |= prefixed(name, module.state_dict())
+        if committee is not None:
+            found |= prefixed("committee", committee.tensors())
+        unfinished.keep(done, found)
+
+    log = RunLog(unfinished.folder, start, plan.steps, _say)
+    with closing(log), finishing_first(_say, f"the next {LOG_EVERY} steps") as asked_to_stop:
+        for step, planes, truth in material.stream(plan.steps, start):
             cosine = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
             optimizer.param_groups[0]["lr"] = plan.lr * (0.02 + 0.98 * cosine)
             rendered = student(planes)
@@ -89,10 +113,20 @@ def fine_tune(
             optimizer.step()
             if after_step is not None:
                 after_step(step)
-            bar.update(1, note=f"loss {value:.4f}")
-            if (step + 1) % LOG_EVERY == 0 or step + 1 == plan.steps:
-                log.write(json.dumps({"step": step + 1, "loss": round(value, 6)}) + "\n")
+            done = step + 1
+            log.add(done, {"loss": value})
+            if done % LOG_EVERY or done == plan.steps:  # ranges that are learnt on the way are settled at these alone
+                continue
+            if done % KEEP_EVERY == 0 or asked_to_stop():
+                log.flush()
+                keep(done)
+            if asked_to_stop():
+                raise KeyboardInterrupt(f"stopped after step {done} of {plan.steps}; go on with --resume")
     student.eval()
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _colour_committee(share: float, seed: int) -> Committee:

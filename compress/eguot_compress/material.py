@@ -116,11 +116,11 @@ class Material:
         truths = [truth for _, truth in drawn if truth is not None]
         return _planes([planes for planes, _ in drawn]), _pictures(truths) if truths else None
 
-    def stream(self, steps: int) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-        """Step, planes, truth for 0..steps-1, drawn ahead in one background thread."""
+    def stream(self, steps: int, start: int = 0) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Step, planes, truth for start..steps-1, drawn ahead in one background thread."""
         with ThreadPoolExecutor(1) as pool:
-            waiting = [pool.submit(self.at, step) for step in range(min(PREFETCH, steps))]
-            for step in range(steps):
+            waiting = [pool.submit(self.at, step) for step in range(start, min(start + PREFETCH, steps))]
+            for step in range(start, steps):
                 planes, truth = waiting.pop(0).result()
                 if step + PREFETCH < steps:
                     waiting.append(pool.submit(self.at, step + PREFETCH))

@@ -19,7 +19,7 @@ from .finetune import FineTune, fine_tune
 from .integer_form import float_form, integer_form
 from .material import Folders, Material
 from .ptq import post_train
-from .quant_run import building, refuse_existing, save_derived
+from .quant_run import refuse_begun, resumable, save_derived, weights_hash
 from .teachers import load_teacher
 
 STEPS = 1500
@@ -42,10 +42,14 @@ def qat(
     teacher: Path | None = None,
     steps: int = STEPS,
     seed: int = 0,
+    resume: bool = False,
 ) -> Path:
-    """Fine-tune the int8 form of `run` into the run folder `out`. Raises UsageError, CheckpointError, EguotError."""
-    run, folders = Path(run), folders or Folders()
-    refuse_existing(out)
+    """Fine-tune the int8 form of `run` into the run folder `out`. Raises UsageError, CheckpointError, EguotError.
+
+    `resume`: go on with what a run of the same arguments left in OUT.unfinished when it was stopped, to the same end.
+    """
+    run, out, folders = Path(run), Path(out), folders or Folders()
+    refuse_begun(out, resume)
     plan = FineTune(steps=steps, lr=LR, label="qat", colour_share=COLOUR_SHARE)
     loaded = load_run(run)
     guide = load_teacher(teacher, loaded) if teacher is not None else loaded
@@ -65,11 +69,12 @@ def qat(
             body.observe(False)
 
     body.observe(True)
-    with building(out) as folder:
-        fine_tune(QuantIsp(body, net.shuffle), material, guide.net, plan, folder / "log.jsonl", after_step)
+    made_by = _made_by(loaded, guide, plan, seed, material)
+    asked = {**made_by, "weights": weights_hash(loaded.net), "guide": weights_hash(guide.net)}
+    with resumable(out, asked, resume) as unfinished:
+        fine_tune(QuantIsp(body, net.shuffle), material, guide.net, plan, unfinished, after_step)
         config = dataclasses.replace(loaded.config, steps=loaded.step + steps, seed=seed)
-        made_by = _made_by(loaded, guide, plan, seed, material)
-        save_derived(folder, config, loaded.net, loaded, made_by, (net, body.state()))
+        save_derived(unfinished.folder, config, loaded.net, loaded, made_by, (net, body.state()))
     return out
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -22,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from eguot_sdk.errors import CheckpointError, OutputError, UsageError
+from eguot_sdk.errors import CheckpointError, EguotError, OutputError, UsageError
 from eguot_train.checkpoint import (
     LoadedRun,
     checkpoints,
@@ -45,6 +46,8 @@ FILE = "quantisation.json"
 VERSION = 2
 PART = "quantised"
 """Of the checkpoint: the weights on int8 steps."""
+PROGRESS = "progress"
+"""Folder of the steps kept of a run that takes long, until it is whole."""
 MAX_SCALES = 1 << 24
 """Characters read of quantisation.json; a scale takes some twenty."""
 
@@ -59,17 +62,107 @@ def refuse_existing(out: Path) -> None:
 def building(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when all went well and is gone otherwise."""
     refuse_existing(out)
-    try:
+    with _refusing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise OutputError(f"{out} cannot be made a folder ({error.strerror}); give another --out") from error
     try:
         yield folder
         folder.chmod(0o755)
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _refusing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made a folder ({error.strerror}); give another --out") from error
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The folder OUT.unfinished of a run that takes long: what it will be, and steps kept on the way.
+
+    FOLDER/progress/checkpoints/NNNNNN.safetensors, of which the two newest stay.
+    """
+
+    folder: Path
+    asked: Mapping[str, Any]
+    """All that the steps depend on, as JSON holds it."""
+
+    def kept(self) -> tuple[int, dict[str, Tensor]]:
+        """The last step kept and its tensors; 0 and none. Raises UsageError where something else was asked then."""
+        found = checkpoints(self.folder / PROGRESS)
+        if not found:
+            return 0, {}
+        tensors, state = read_checkpoint(found[-1])
+        before = state.get("asked", {})
+        for key, now in json.loads(json.dumps(self.asked)).items():
+            if before.get(key) != now:
+                raise UsageError(
+                    f"{self.folder} was started with {key}={before.get(key)!r:.80}, which cannot become {now!r:.80}: "
+                    "give what it was started with, or delete it and start anew"
+                )
+        return state["step"], tensors
+
+    def keep(self, step: int, tensors: Mapping[str, Tensor]) -> None:
+        """Keep a step. Raises OutputError."""
+        save_checkpoint(self.folder / PROGRESS, step, tensors, {"asked": dict(self.asked)})
+
+
+def refuse_begun(out: Path, resume: bool) -> None:
+    """Raises UsageError where `out`, or an unfinished one, is in the way; CheckpointError: nothing to resume."""
+    refuse_existing(out)
+    begun = unfinished_name(out)
+    if resume and not begun.is_dir():
+        raise CheckpointError(f"{begun} does not exist, so there is nothing to resume: start without --resume")
+    if not resume and begun.exists():
+        raise UsageError(f"{begun} is left from a run that was stopped: go on with --resume, or delete it")
+
+
+def unfinished_name(out: Path) -> Path:
+    """Where a run that takes long lies until it is whole."""
+    return out.with_name(f"{out.name}.unfinished")
+
+
+@contextmanager
+def resumable(out: Path, asked: Mapping[str, Any], resume: bool) -> Iterator[Unfinished]:
+    """A folder OUT.unfinished that becomes `out` when all went well.
+
+    It stays, for `resume`, after Ctrl-C, a full disk or a kill, where a step has been kept; it is gone after an error
+    that another try would meet again.
+    """
+    refuse_begun(out, resume)
+    folder = unfinished_name(out)
+    with _refusing(out):
+        folder.mkdir(parents=True, exist_ok=resume)  # of two that start at once, the second fails here
+    unfinished = Unfinished(folder, asked)
+    stays = resume
+    try:
+        unfinished.kept()  # another run's steps are refused, and stay
+        stays = False
+        yield unfinished
+        os.replace(folder, out)
+        shutil.rmtree(out / PROGRESS, ignore_errors=True)
+    except EguotError as error:
+        stays = stays or isinstance(error, OutputError)
+        raise
+    except BaseException:
+        stays = True
+        raise
+    finally:
+        if folder.is_dir() and not (stays and checkpoints(folder / PROGRESS)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def weights_hash(net: nn.Module) -> str:
+    """SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(net.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def save_derived(

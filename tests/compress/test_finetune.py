@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from eguot_compress import finetune
 from eguot_compress import qat as qat_module
 from eguot_compress.calibration import CROP, crop_side
 from eguot_compress.convert import convert
@@ -20,12 +23,12 @@ from eguot_compress.finetune import _colour_committee, _loss, _with_expert, conf
 from eguot_compress.material import Folders, Material
 from eguot_compress.qat import qat
 from eguot_compress.quant_run import load_quantised, load_scales
-from eguot_sdk.errors import CheckpointError, UsageError
+from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.ingest import pack
 from eguot_sdk.isp import ISP
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import write_pair
-from eguot_train.checkpoint import load_run
+from eguot_train.checkpoint import checkpoints, load_run, read_checkpoint, save_checkpoint
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera, dng_bytes
 
@@ -113,7 +116,8 @@ def test_photos_need_a_run_with_an_alignment(run: Path, tmp_path: Path, pairs: P
 
 def test_qat_gives_a_run_that_converts(run: Path, pairs: Path, tmp_path: Path) -> None:
     out = qat(run, tmp_path / "trained", folders=Folders(pairs=pairs), steps=6, seed=1)
-    assert sorted(p.name for p in out.iterdir()) == ["checkpoints", "config.json", "log.jsonl", "quantisation.json"]
+    wanted = {"checkpoints", "config.json", "log.jsonl", "quantisation.json"}
+    assert {p.name for p in out.iterdir()} - {"tensorboard"} == wanted
     state = load_scales(out)
     assert state is not None
     assert state.activations["q_input"] == (pytest.approx(1 / 255), -128)
@@ -301,3 +305,95 @@ def test_distillation_with_structure_features_runs(run: Path, pairs: Path, tmp_p
     other = distill(run, tmp_path / "b", isp="robustisp", folders=folders, steps=2, structure=0.1)
     losses = [json.loads((p / "log.jsonl").read_text().splitlines()[-1])["loss"] for p in (plain, other)]
     assert losses[1] > losses[0]
+
+
+class _Stopped(BaseException):
+    """Stands for a kill: nothing in the code under test handles it."""
+
+
+@pytest.mark.parametrize("command", ["qat", "distill"])
+def test_a_killed_run_goes_on_to_the_same_end(
+    command: str, run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, scales and log are those of a run that nobody stopped."""
+
+    def start(out: Path, resume: bool = False) -> Path:
+        if command == "qat":
+            return qat(run, out, folders=Folders(pairs=pairs), steps=34, seed=5, resume=resume)
+        return distill(run, out, isp="robustisp", folders=Folders(pairs=pairs), steps=34, seed=5, resume=resume)
+
+    monkeypatch.setattr(finetune, "KEEP_EVERY", 10)
+    whole = start(tmp_path / "whole")
+    at = Material.at
+
+    def stopping(self: Material, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if step == 17:
+            raise _Stopped
+        return at(self, step)
+
+    monkeypatch.setattr(Material, "at", stopping)
+    with pytest.raises(_Stopped):
+        start(tmp_path / "out")
+    monkeypatch.setattr(Material, "at", at)
+    begun = tmp_path / "out.unfinished"
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError, match="go on with --resume, or delete"):
+        start(tmp_path / "out")
+    out = start(tmp_path / "out", resume=True)
+    assert not begun.exists()
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert (out / "log.jsonl").read_text() == (whole / "log.jsonl").read_text()
+    (mine, state), (other, wanted) = (read_checkpoint(checkpoints(r)[-1]) for r in (out, whole))
+    assert state == wanted
+    assert mine.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+    assert load_scales(out) == load_scales(whole)
+
+
+def test_ctrl_c_keeps_what_was_learnt(
+    run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    at = Material.at
+
+    def interrupted(self: Material, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+        return at(self, step)
+
+    monkeypatch.setattr(Material, "at", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 10 of 30; go on with --resume"):
+        distill(run, tmp_path / "out", isp="robustisp", folders=Folders(pairs=pairs), steps=30)
+    assert "Ctrl-C again stops at once" in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
+    assert checkpoints(tmp_path / "out.unfinished" / "progress")[-1].stem == "000010"
+
+
+def test_what_cannot_be_resumed(run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = Folders(pairs=pairs)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        distill(run, tmp_path / "out", isp="robustisp", folders=folders, steps=4, resume=True)
+    kept = tmp_path / "out.unfinished"
+    save_checkpoint(kept / "progress", 2, {}, {"asked": {"command": "distill", "steps": 9}})
+    with pytest.raises(UsageError, match="started with teacher=None, which cannot become 'qisp-s'"):
+        distill(run, tmp_path / "out", isp="robustisp", folders=folders, steps=4, resume=True)
+    assert kept.is_dir()
+    checkpoints(kept / "progress")[0].unlink()  # killed before any step was kept: begins anew
+    assert distill(run, tmp_path / "out", isp="robustisp", folders=folders, steps=4, resume=True).is_dir()
+    assert not kept.exists()
+
+
+def test_a_loss_that_is_no_number_leaves_no_folder(
+    run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another try would meet it again."""
+    monkeypatch.setattr(finetune, "KEEP_EVERY", 10)
+    monkeypatch.setattr(
+        finetune, "pair_loss", lambda a, b: (a - b).square().mean((1, 2, 3)) / (0 if len(seen) > 12 else 1)
+    )
+    seen: list[int] = []
+    at = Material.at
+    monkeypatch.setattr(Material, "at", lambda self, step: seen.append(step) or at(self, step))
+    with pytest.raises(EguotError, match="the loss is"):
+        distill(run, tmp_path / "out", isp="robustisp", folders=Folders(pairs=pairs), steps=30)
+    assert list(tmp_path.iterdir()) == []

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -52,6 +50,7 @@ from .evaluate import pairs_to_score
 from .experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
 from .fits import Fixed, align, fit_fixed, fixed_from_state
 from .health import Health, TrainingDiverged, check_finite
+from .interrupt import finishing_first
 from .isps import IspNet, Recipe
 from .losses import pair_loss
 from .outliers import PhotoWeights
@@ -226,7 +225,10 @@ def _train(
     led = config.paired or config.pseudo > 0 or bool(sources.pairs)
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
-    with closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log, _ctrl_c(echo) as asked_to_stop:
+    with (
+        closing(RunLog(out, start, config.steps, echo) if first else NoLog()) as log,
+        finishing_first(echo) as asked_to_stop,
+    ):
         refit = round(config.refit * config.steps) if config.unpaired and config.transport > 0 else 0
         for step, batch in batches.stream(start, config.steps, pause=refit):
             batch = _to(batch, device)
@@ -290,31 +292,6 @@ def _train(
                 echo(told_how)
                 raise KeyboardInterrupt(told_how)
     return out
-
-
-@contextmanager
-def _ctrl_c(echo: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the end of the step, so that it can be kept; a second one does not.
-
-    Not beside other processes, which would wait for this one, nor where somebody else decides what Ctrl-C does.
-    """
-    asked = False
-
-    def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        echo("stopping after this step; Ctrl-C again stops at once")
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if ranks.world() > 1 or not usual or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 KEPT = (
