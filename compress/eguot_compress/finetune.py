@@ -83,6 +83,7 @@ def fine_tune(
         restore_optimizer(optimizer, part("optimizer", tensors))
         if committee is not None:
             committee.restore(part("committee", tensors))
+        _say(f"going on from step {start} of {plan.steps}")
 
     def keep(done: int) -> None:
         found = {**prefixed("optimizer", optimizer_tensors(optimizer))}
@@ -121,7 +122,9 @@ def fine_tune(
                 log.flush()
                 keep(done)
             if asked_to_stop():
-                raise KeyboardInterrupt(f"stopped after step {done} of {plan.steps}; go on with --resume")
+                told_how = f"stopped after step {done} of {plan.steps}; go on with --resume"
+                _say(told_how)
+                raise KeyboardInterrupt(told_how)
     student.eval()
 
 
