@@ -154,7 +154,8 @@ def _refuse_foreign_code(run: Path, isp: str) -> None:
     known = isp.partition(":")[0] in sys.modules or os.environ.get(TRUST) == "1"
     if OWN_CLASS.fullmatch(isp) and not known:
         raise CheckpointError(
-            f"{run} was trained with the class {isp}: import its module first, or set {TRUST}=1 if you trust this run"
+            f"{run} was trained with the class {isp}: if you trust this run, set {TRUST}=1 and put the "
+            f"folder of {isp.partition('.')[0].partition(':')[0]} on PYTHONPATH; from Python, import its module first"
         )
 
 

@@ -183,11 +183,15 @@ def _raws_on_disk(pairs: Iterable[PairLike]) -> list[Path]:
 def worst_sheet(
     path: Path, model: str | Path, pairs: Sequence[PairLike], evaluation: Evaluation, count: int = 10
 ) -> None:
-    """A sheet of the worst pictures: rendering, truth, four times their difference, each at most 400 pixels wide."""
-    from .sheet import save_sheet
+    """A sheet of the worst pictures, each with its name and score: rendering, truth, four times their difference.
+
+    Panels are at most 400 pixels a side.
+    """
+    from .sheet import captioned, save_sheet
 
     render = render_of(model)
     named = {pair.name: pair for pair in pairs}
+    scores = {score.name: score.psnr_db for score in evaluation.scores}
     rows = []
     for name in evaluation.worst(count):
         picture = render(replace(named[name].frame(), orientation=1, pixel_aspect=1.0))
@@ -196,7 +200,8 @@ def worst_sheet(
         if picture.shape == truth.shape:
             gap = np.abs(picture.astype(np.int16) - truth)
             panels.append(np.minimum(4 * gap, 255).astype(np.uint8))
-        rows.append([_thumbnail(panel) for panel in panels])
+        texts = (f"{name}  {scores[name]:.2f} dB", "truth", "difference x 4")
+        rows.append([captioned(_thumbnail(panel), text) for panel, text in zip(panels, texts, strict=False)])
     save_sheet(path, rows)
 
 
