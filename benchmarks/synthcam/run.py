@@ -212,8 +212,17 @@ def outlier_auc(run: Path) -> float | None:
     return float(np.mean(wins))
 
 
-def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed: int, odd: Path | None = None) -> None:
-    """Train (or only render) one row and write its result; a finished row is left alone."""
+def run_row(
+    name: str,
+    data: Path,
+    out: Path,
+    isp: str,
+    steps: int | None,
+    seed: int,
+    odd: Path | None = None,
+    settings: Sequence[str] = (),
+) -> None:
+    """Train (or only render) one row, with `settings` after its own, and write its result; a finished one is left."""
     result_path = out / "result.json"
     if result_path.is_file():
         return
@@ -237,7 +246,7 @@ def run_row(name: str, data: Path, out: Path, isp: str, steps: int | None, seed:
             alignment = align(config, load_sources(config))
         result = score(reference_render(alignment, config.color_input), pairs, name)
     else:
-        config = config.with_settings(ROWS[name].settings)
+        config = config.with_settings((*ROWS[name].settings, *settings))
         run = out / "run"
         train(config, run, resume=run.exists())
         net = load_run(run).net
@@ -306,6 +315,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     "--odd", type=click.Path(path_type=Path, exists=True), help="Atypical pictures for the rows with outliers."
 )
 @click.option("--steps", type=int, help="Steps of every row.  [default: the recipe's]")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="For a trial: of every trained row.")
 def main(
     photos: Path,
     scenes: int | None,
@@ -318,6 +328,7 @@ def main(
     isps: str,
     odd: Path | None,
     steps: int | None,
+    settings: tuple[str, ...],
 ) -> None:
     """Run what has no result yet, then print the tables and write OUT/results.md."""
     wanted = [row for row in rows.split(",") if row]
@@ -337,7 +348,7 @@ def main(
                     place = out / isp / f"{protocol}-{split}" / f"seed{seed}"
                     for row in ["reference", "aligned", *wanted]:
                         click.echo(f"{isp} {protocol} split {split} seed {seed}: {row}", err=True)
-                        run_row(row, data, place / row, isp, steps, seed, odd)
+                        run_row(row, data, place / row, isp, steps, seed, odd, settings)
                         results.append(json.loads((place / row / "result.json").read_text()))
                     if "unpaired" in wanted:
                         file_row(place / "unpaired", place / "w8a8", data)

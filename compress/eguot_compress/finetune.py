@@ -10,7 +10,6 @@ on the picture, so it does not depend on how large losses are.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from eguot_train.experts import ColourExpert, Committee
 from eguot_train.experts.structure import structure
 from eguot_train.interrupt import finishing_first
 from eguot_train.losses import pair_loss
-from eguot_train.runlog import LOG_EVERY, RunLog
+from eguot_train.runlog import LOG_EVERY, RunLog, to_stderr
 
 from .material import Material
 from .quant_run import Unfinished
@@ -83,7 +82,7 @@ def fine_tune(
         restore_optimizer(optimizer, part("optimizer", tensors))
         if committee is not None:
             committee.restore(part("committee", tensors))
-        _say(f"going on from step {start} of {plan.steps}")
+        to_stderr(f"going on from step {start} of {plan.steps}")
 
     def keep(done: int) -> None:
         found = {**prefixed("optimizer", optimizer_tensors(optimizer))}
@@ -93,8 +92,8 @@ def fine_tune(
             found |= prefixed("committee", committee.tensors())
         unfinished.keep(done, found)
 
-    log = RunLog(unfinished.folder, start, plan.steps, _say)
-    with closing(log), finishing_first(_say, f"the next {LOG_EVERY} steps") as asked_to_stop:
+    log = RunLog(unfinished.folder, start, plan.steps, to_stderr)
+    with closing(log), finishing_first(to_stderr, f"the next {LOG_EVERY} steps") as asked_to_stop:
         for step, planes, truth in material.stream(plan.steps, start):
             cosine = 0.5 * (1 + math.cos(math.pi * step / plan.steps))
             optimizer.param_groups[0]["lr"] = plan.lr * (0.02 + 0.98 * cosine)
@@ -123,13 +122,9 @@ def fine_tune(
                 keep(done)
             if asked_to_stop():
                 told_how = f"stopped after step {done} of {plan.steps}; go on with --resume"
-                _say(told_how)
+                to_stderr(told_how)
                 raise KeyboardInterrupt(told_how)
     student.eval()
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _colour_committee(share: float, seed: int) -> Committee:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from eguot_sdk.errors import CheckpointError, EguotError, OutputError, UsageError
@@ -139,30 +140,21 @@ def resumable(out: Path, asked: Mapping[str, Any], resume: bool) -> Iterator[Unf
     with _refusing(out):
         folder.mkdir(parents=True, exist_ok=resume)  # of two that start at once, the second fails here
     unfinished = Unfinished(folder, asked)
-    stays = resume
+    unfinished.kept()  # another run's steps are refused, and stay
     try:
-        unfinished.kept()  # another run's steps are refused, and stay
-        stays = False
         yield unfinished
         os.replace(folder, out)
-        shutil.rmtree(out / PROGRESS, ignore_errors=True)
-    except EguotError as error:
-        stays = stays or isinstance(error, OutputError)
-        raise
-    except BaseException:
-        stays = True
-        raise
-    finally:
-        if folder.is_dir() and not (stays and checkpoints(folder / PROGRESS)):
+    except BaseException as error:
+        again = isinstance(error, EguotError) and not isinstance(error, OutputError)
+        if again or not checkpoints(folder / PROGRESS):
             shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(out / PROGRESS, ignore_errors=True)
 
 
 def weights_hash(net: nn.Module) -> str:
-    """SHA-256 of all weights, by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 of all weights and their names."""
+    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in net.state_dict().items()})).hexdigest()
 
 
 def save_derived(

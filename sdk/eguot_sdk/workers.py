@@ -91,6 +91,7 @@ def map_cluster(function: Callable[[Item], Result], items: Sequence[Item], addre
         raise MissingDependency("distributed", needed_for="--cluster", pip="'eguot-sdk[cluster]'") from error
     scheduler: Any = distributed.Client
     try:
+        distributed.comm.get_address_host_port(address)  # a client that is given none prints a traceback later
         client: Any = scheduler(address, timeout="10s", set_as_default=False)
     except (OSError, ValueError, TimeoutError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -155,7 +155,7 @@ def _refuse_foreign_code(run: Path, isp: str) -> None:
     if OWN_CLASS.fullmatch(isp) and not known:
         raise CheckpointError(
             f"{run} was trained with the class {isp}: if you trust this run, set {TRUST}=1 and put the "
-            f"folder of {isp.partition('.')[0].partition(':')[0]} on PYTHONPATH; from Python, import its module first"
+            f"folder of {re.split('[.:]', isp)[0]} on PYTHONPATH; from Python, import its module first"
         )
 
 

@@ -97,6 +97,11 @@ class RunLog:
             self._bar.close()
 
 
+def to_stderr(line: str) -> None:
+    """Tell a person one line."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _step_of(line: str) -> int:
     try:
         return int(json.loads(line)["step"])

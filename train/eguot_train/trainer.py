@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
@@ -58,7 +57,7 @@ from .potential import Potential, gradient_penalty
 from .psi import Psi
 from .reference import Reference
 from .render import reference_render, render_frame
-from .runlog import NoLog, RunLog
+from .runlog import NoLog, RunLog, to_stderr
 from .sheet import captioned, save_sheet
 
 NORM_DECAY = 0.98
@@ -109,7 +108,7 @@ def train(
         raise UsageError("this PyTorch finds no CUDA GPU here: --set device=cpu, or install a build with CUDA")
     with ranks.joined(torch.device(config.device)) as device:
         try:
-            return _train(config, Path(out), resume, own_experts, echo or _to_stderr, device)
+            return _train(config, Path(out), resume, own_experts, echo or to_stderr, device)
         except OSError as error:
             begun = (Path(out) / "config.json").is_file()
             way_on = "go on with --resume" if begun else "start again"
@@ -142,7 +141,7 @@ def _train(
         return out
     judges = pairs_to_score(config.val)[0] if config.val else []
     started = load_init(config) if config.init is not None and not tensors else None
-    sources = load_sources(config, show=echo is _to_stderr)
+    sources = load_sources(config, show=echo is to_stderr)
     echo(_counts(sources))
     for line in sources.notes:
         echo(line)
@@ -793,10 +792,6 @@ def sheet_rows(config: TrainConfig, sources: Sources, ema: Any, reference: Refer
         shown = [photo[middle(photo.shape[0], photo.shape[1], side)] for photo in sources.photos[:3]]
         rows.append([captioned(photo, "a photo") for photo in shown])
     return rows
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _silent(line: str) -> None:
