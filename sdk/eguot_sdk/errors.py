@@ -59,7 +59,7 @@ class MissingDependency(EguotError):
     """An optional package is not installed."""
 
     def __init__(self, package: str, *, needed_for: str, pip: str) -> None:
-        super().__init__(f"{needed_for} needs {package}, which is not installed: run `pip install {pip}`")
+        super().__init__(f"{needed_for} needs {package}, not installed here: run `pip install {pip}`")
         self.package = package
         self.pip = pip
         self._needed_for = needed_for

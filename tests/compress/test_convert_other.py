@@ -210,3 +210,12 @@ def test_a_missing_converter_is_said_before_anything_is_loaded(
     with pytest.raises(MissingDependency, match=rf"{module.replace('_', '-')}.*eguot-sdk\[{extra}\]"):
         convert(tmp_path / "not-even-looked-for", tmp_path / "out", formats=[format_])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_all_missing_converters_are_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for needed in NEEDED["tflite"][2]:
+        monkeypatch.setitem(sys.modules, needed, SimpleNamespace(__spec__=object()))
+    for needed in ("coremltools", "onnx", "onnxruntime", "onnxscript"):
+        monkeypatch.setitem(sys.modules, needed, None)
+    with pytest.raises(MissingDependency, match=r"coremltools, onnx, .*'eguot-sdk\[coreml,onnx\]'"):
+        convert(tmp_path / "not-even-looked-for", tmp_path / "out", formats=["coreml", "tflite", "onnx"])

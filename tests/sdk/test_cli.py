@@ -735,8 +735,7 @@ def test_a_command_without_its_extra_says_the_pip_line(
     result = run("convert") if late else run("convert", "run", "--format", "tflite", "-x")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: `eguot-sdk convert` needs surely_absent, which is not installed: "
-        'run `pip install "eguot-sdk[convert]"`\n'
+        'Error: `eguot-sdk convert` needs surely_absent, not installed here: run `pip install "eguot-sdk[convert]"`\n'
     )
     if not late:
         assert 'pip install "eguot-sdk[convert]"' in " ".join(run("convert", "--help").stdout.split())

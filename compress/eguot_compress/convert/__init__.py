@@ -123,8 +123,7 @@ def convert_each(
 ) -> Iterator[Converted]:
     """Like `convert`, one result at a time; what fell short is a result with a `problem`, not an error."""
     jobs = plan(formats, precisions, via)
-    for format_ in dict(jobs):
-        require(via if via == "onnx2tf" else format_)
+    require(via if via == "onnx2tf" else format_ for format_ in dict(jobs))
     loaded = load_run(run)
     say = echo or (lambda line: None)
     _refuse_unfit(loaded.net, jobs)

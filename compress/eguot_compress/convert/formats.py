@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,20 +139,26 @@ FORMATS: dict[Format, FileFormat] = {
 
 
 NEEDED = {
-    "tflite": ("a TFLite file", "convert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
-    "coreml": ("a Core ML file", "coreml", ("coremltools",)),
-    "onnx": ("an ONNX file", "onnx", ("onnx", "onnxruntime", "onnxscript")),
-    "onnx2tf": ("a TFLite file by onnx2tf", "tensorflow", ("onnx2tf", "tensorflow", "onnx", "ai_edge_litert")),
+    "tflite": ("TFLite", "convert", ("litert_torch", "ai_edge_quantizer", "ai_edge_litert")),
+    "coreml": ("Core ML", "coreml", ("coremltools",)),
+    "onnx": ("ONNX", "onnx", ("onnx", "onnxruntime", "onnxscript")),
+    "onnx2tf": ("TFLite by onnx2tf", "tensorflow", ("onnx2tf", "tensorflow", "onnx", "ai_edge_litert")),
 }
-"""What writing and running a file takes beside torch: the extra, and its packages by the names of their imports."""
+"""What writing and running a file takes beside torch: its name to people, the extra, packages as they are imported."""
 
 
-def require(way: str) -> None:
-    """Raises MissingDependency where a package of NEEDED[way] is not installed. Imports nothing."""
-    what, extra, modules = NEEDED[way]
-    for module in modules:
-        if find_spec(module) is None:
-            raise MissingDependency(module.replace("_", "-"), needed_for=what, pip=f"'eguot-sdk[{extra}]'")
+def require(ways: Iterable[str]) -> None:
+    """Raises MissingDependency where a package of NEEDED is not installed, once for all ways. Imports nothing."""
+    lacking = [
+        (what, extra, absent[0])
+        for what, extra, modules in (NEEDED[way] for way in ways)
+        if (absent := [module for module in modules if find_spec(module) is None])
+    ]
+    if lacking:
+        whats, extras, modules = zip(*lacking, strict=True)
+        packages = ", ".join(module.replace("_", "-") for module in modules)
+        needed_for = "conversion to " + " and ".join(whats)
+        raise MissingDependency(packages, needed_for=needed_for, pip=f"'eguot-sdk[{','.join(extras)}]'")
 
 
 def by_onnx2tf(tiles: Tensor) -> FileFormat:
