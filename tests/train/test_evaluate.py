@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,14 @@ from PIL import Image
 from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import ISP
+from eguot_sdk.ispfile import embed_spec, read_spec
 from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_sdk.paths import DEFAULT_ISP
 from eguot_train.cli_data import evaluate as command
 from eguot_train.data.crops import float_spec
 from eguot_train.data.prepare import prepare
+from eguot_train.data.samples import samples_hash
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 from eguot_train.evaluate import csv_path, evaluate_model, pairs_to_score, trained_on
@@ -110,10 +113,10 @@ def test_a_run_scored_on_what_it_learnt_from_is_told(run: Path, pairs: Path, tmp
     from eguot_train.config import TrainConfig
 
     def told(folder: Path) -> str | None:
-        return trained_on(run, pairs_to_score(folder)[0])
+        return trained_on(run, pairs_to_score(folder)[0], folder)
 
     assert told(pairs) is None
-    assert trained_on("default", pairs_to_score(pairs)[0]) is None
+    assert trained_on("default", pairs_to_score(pairs)[0], pairs) is None
     (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(pairs)).to_json())
     done = CliRunner().invoke(command, [str(run), "--pairs", str(pairs), "--json"])
     assert "run was trained on these pairs: only others say what it is worth" in done.stderr
@@ -131,6 +134,20 @@ def test_a_run_scored_on_what_it_learnt_from_is_told(run: Path, pairs: Path, tmp
     assert told(shards / "train") == "run was trained on these pairs: only others say what it is worth"
     (run / "config.json").write_text(TrainConfig(mode="paired", pairs=str(tmp_path / "gone")).to_json())
     assert told(parts) is None
+
+
+def test_a_file_scored_on_what_it_learnt_from_is_told(pairs: Path, tmp_path: Path) -> None:
+    found, _ = pairs_to_score(pairs)
+    spec = replace(read_spec(DEFAULT_ISP), provenance={"data": {"pairs": samples_hash(found, pairs)}})
+    file = tmp_path / "own.tflite"
+    file.write_bytes(embed_spec(DEFAULT_ISP.read_bytes(), spec))
+    done = CliRunner().invoke(command, [str(file), "--pairs", str(pairs), "--json"])
+    assert "own.tflite was trained on these pairs: only others say what it is worth" in done.stderr
+    copied = Path(shutil.copytree(pairs, tmp_path / "copied"))
+    assert trained_on(file, pairs_to_score(copied)[0], copied) is not None
+    next(copied.glob("*_raw.png")).unlink()
+    assert trained_on(file, pairs_to_score(copied)[0], copied) is None
+    assert trained_on(DEFAULT_ISP, found, pairs) is None
 
 
 def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -210,7 +210,7 @@ def evaluate(
     items, notes = scoring.pairs_to_score(pairs)
     evaluation = scoring.evaluate_model(model, items, protocol=protocol, lpips=Lpips.find(lpips))
     problems = evaluation.skipped
-    learnt = scoring.trained_on(model, items)
+    learnt = scoring.trained_on(model, items, pairs)
     for line in (*notes, *([learnt] if learnt else []), *(f"skipped: {problem}" for problem in problems)):
         click.echo(line, err=True)
     csv = evaluation.write_csv(scoring.csv_path(model, pairs, out, protocol))

@@ -21,6 +21,7 @@ from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, MissingDependency, UsageError
 from eguot_sdk.evaluation import Evaluation, Protocol, Render, evaluate, evaluate_each
 from eguot_sdk.isp import ISP
+from eguot_sdk.ispfile import read_spec
 from eguot_sdk.likeness import PictureSet, PictureSummary, summarise
 from eguot_sdk.pairs import PairLike
 from eguot_sdk.paths import DEFAULT, named_isp
@@ -28,6 +29,7 @@ from eguot_sdk.progress import progress_bar
 from eguot_sdk.raw import RawFrame
 
 from .data.datasets import PARTS, Item, open_dataset, pairs_of, photos_of, raws_of
+from .data.samples import samples_hash
 from .data.shards import ShardSample, is_shards, read_index, shard_files
 from .lpips import Lpips
 
@@ -145,19 +147,27 @@ def _summary(item: Item, picture: np.ndarray) -> PictureSummary:
         raise UsageError(f"{item.files()[0]}: {error}") from error
 
 
-def trained_on(model: str | Path, scored: Sequence[PairLike]) -> str | None:
-    """A warning where a run is scored on pairs that it learnt from, else None."""
+def trained_on(model: str | Path, scored: Sequence[PairLike], folder: Path) -> str | None:
+    """A warning where a run or an ISP file is scored on pairs that it learnt from, else None.
+
+    `folder`: which the pairs are of. A file knows its own by a hash, so only all of them together are recognised.
+    """
     run = Path(model)
+    if run.is_file():
+        data = read_spec(run).provenance.get("data")
+        if not isinstance(data, dict) or not data or samples_hash(scored, folder) not in data.values():
+            return None
+        return _own(run, "these pairs")
     if not (run / "config.json").is_file():
         return None
     from .checkpoint import read_config
 
-    folder = read_config(run).pairs
-    if folder is None:
+    source = read_config(run).pairs
+    if source is None:
         return None
     try:
         learnt = (
-            shard_files(folder) if is_shards(folder) else _raws_on_disk(pairs_of(open_dataset(folder).part("train")))
+            shard_files(source) if is_shards(source) else _raws_on_disk(pairs_of(open_dataset(source).part("train")))
         )
     except EguotError:  # moved or gone
         return None
@@ -166,7 +176,11 @@ def trained_on(model: str | Path, scored: Sequence[PairLike]) -> str | None:
     if not count:
         return None
     which = "these pairs" if count == len(scored) else f"{count} of these {len(scored)} pairs"
-    return f"{run.name} was trained on {which}: only others say what it is worth"
+    return _own(run, which)
+
+
+def _own(model: Path, which: str) -> str:
+    return f"{model.name} was trained on {which}: only others say what it is worth"
 
 
 def _raws_on_disk(pairs: Iterable[PairLike]) -> list[Path]:

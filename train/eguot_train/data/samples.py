@@ -70,7 +70,7 @@ def read_held(samples: Sequence[Listed], read: Callable[[Listed], T]) -> tuple[l
     return found, skipped
 
 
-def samples_hash(samples: Sequence[Listed], where: str | Path) -> str:
+def samples_hash(samples: Sequence[PairLike], where: str | Path) -> str:
     """sha256 that tells other samples apart: over names and bytes of files, or names and sizes of shards."""
     shards = sorted({s.shard for s in samples if isinstance(s, ShardSample)})
     if shards:
