@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,13 @@ def board() -> Board:
         return find_board(Path(os.environ.get("EGUOT_BOARD") or ROOT / ".board"))
     except BoardError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """As in a shell, whatever runs the tests: background jobs ignore Ctrl-C."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    kept = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +85,6 @@ def profile(
     asked = Asked(
         raw=raw, pairs=pairs, threads=threads, sustained_s=sustained, delegate=delegate, max_seconds=max_seconds
     )
-    _stop_as_ctrl_c_does()
     stopped = False
     with tempfile.TemporaryDirectory() as pictures:
         try:
@@ -117,14 +115,6 @@ def profile(
             for failure in failed:
                 click.echo(f"Error: {failure_line(failure)}", err=True)
         raise SystemExit(STOPPED if stopped else 1)
-
-
-def _stop_as_ctrl_c_does() -> None:
-    """What ends a job or closes a terminal leaves nothing behind either, here, on a board or on a phone."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows lacks the second
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
-            signal.signal(number, signal.default_int_handler)
 
 
 def _command(models: tuple[str, ...], devices: tuple[str, ...], asked: Asked) -> str:

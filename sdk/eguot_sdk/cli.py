@@ -2,8 +2,8 @@
 
 Commands of the other packages come through the entry-point group `eguot_sdk.commands` and are imported only when one
 is asked for; without its extra a command still shows in --help and answers with the pip line. Results go to stdout,
-progress and errors to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a quality gate not met, 130 Ctrl-C. This module
-imports nothing heavy, so that --help is quick.
+progress and errors to stderr. Exit codes: 0 ok, 1 failed, 2 usage, 3 a quality gate not met, 130 Ctrl-C, SIGTERM or
+SIGHUP. This module imports nothing heavy, so that --help is quick.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import io
 import json
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -67,6 +69,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _ready_streams()
+        _stop_as_ctrl_c_does()
         try:
             return super().invoke(ctx)
         except EguotError as error:
@@ -80,8 +83,9 @@ class Commands(click.Group):
             if sys.stdout is sys.__stdout__:  # what it may still hold would fail once more at the end
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             _show(ctx, OutputError("no space left on the device that output goes to"))
-        except KeyboardInterrupt:
-            click.echo("stopped", err=True)
+        except KeyboardInterrupt as stop:
+            if not stop.args:  # one with a message has been told already
+                click.echo("stopped", err=True)
             ctx.exit(STOPPED)
 
 
@@ -93,6 +97,19 @@ def _ready_streams() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         os.set_inheritable(2, True)
         sys.stderr = os.fdopen(2, "w", closefd=False)
+
+
+def _stop_as_ctrl_c_does() -> None:
+    """What ends a job or closes a terminal leaves nothing half-written either, and keeps what Ctrl-C keeps.
+
+    Not under torchrun: a process that waits for others would not notice, and be killed only after half a minute.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ or threading.current_thread() is not threading.main_thread():
+        return
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows lacks the second
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
+            signal.signal(number, signal.default_int_handler)
 
 
 def _show(ctx: click.Context, error: EguotError) -> NoReturn:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -350,23 +349,20 @@ def test_a_killed_run_goes_on_to_the_same_end(
     assert load_scales(out) == load_scales(whole)
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_ctrl_c_keeps_what_was_learnt(
     run: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     at = Material.at
 
     def interrupted(self: Material, step: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         if step == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return at(self, step)
 
     monkeypatch.setattr(Material, "at", interrupted)
-    try:
-        with pytest.raises(KeyboardInterrupt, match="stopped after step 10 of 30; go on with --resume"):
-            distill(run, tmp_path / "out", isp="robustisp", folders=Folders(pairs=pairs), steps=30)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 10 of 30; go on with --resume"):
+        distill(run, tmp_path / "out", isp="robustisp", folders=Folders(pairs=pairs), steps=30)
     assert "Ctrl-C again stops at once" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["out.unfinished"]
     assert checkpoints(tmp_path / "out.unfinished" / "progress")[-1].stem == "000010"

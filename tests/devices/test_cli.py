@@ -5,7 +5,6 @@ import json
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,16 +105,6 @@ def test_a_report_that_cannot_be_shown_is_written_all_the_same(
     result = runner.invoke(main, ["profile", "default", "--device", "local", "--out", str(tmp_path)])
     assert isinstance(result.exception, OSError)
     assert read_report(tmp_path / "report.json") == report
-
-
-@pytest.fixture
-def usual_signals() -> Iterator[None]:
-    """As in a shell, whatever runs the tests."""
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    kept = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("usual_signals")

@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -768,6 +769,32 @@ def test_ctrl_c_is_exit_130(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cli.main.commands, "stopped", stopped)
     result = run("stopped")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_what_ends_a_job_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    @click.command()
+    def ended() -> None:
+        signal.raise_signal(signal.Signals[name])
+
+    monkeypatch.setitem(cli.main.commands, "ended", ended)
+    result = run("ended")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+
+
+@pytest.mark.usefixtures("usual_signals")
+def test_torchrun_ends_its_processes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    @click.command()
+    def look() -> None:
+        seen.append(signal.getsignal(signal.SIGTERM))
+
+    monkeypatch.setitem(cli.main.commands, "look", look)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    run("look")
+    assert seen == [signal.SIG_DFL]
 
 
 def test_an_unknown_command_is_exit_2() -> None:

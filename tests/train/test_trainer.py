@@ -366,24 +366,27 @@ def test_a_run_names_its_data_from_anywhere(
     assert load_run(train(saved, run, resume=True, echo=quietly)).step == 2
 
 
-def test_ctrl_c_keeps_the_step(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("usual_signals")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_keeps_the_step(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """And SIGTERM, where it does what Ctrl-C does."""
     config = tiny("mixed", folders, steps=4)
     unbroken = train(config, tmp_path / "unbroken", echo=quietly)
     update, lines = trainer.update_average, []
 
     def pressed(*arguments: Any) -> None:
         if arguments[2] == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(number)
         update(*arguments)
 
     monkeypatch.setattr(trainer, "update_average", pressed)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "run", echo=lines.append)
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
+    number = signal.Signals[name]
+    signal.signal(number, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", echo=lines.append)
+    assert signal.getsignal(number) is signal.default_int_handler
     monkeypatch.undo()
     assert [p.stem for p in checkpoints(tmp_path / "run")] == ["000002"]
     assert lines[-2:] == [
