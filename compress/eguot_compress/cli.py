@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from eguot_sdk.cli import finite
 from eguot_sdk.errors import GateError
 from eguot_train import MAX_SEED
 
@@ -33,7 +34,9 @@ SHOWN = 3
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write NAME.PRECISION.EXT into.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="Raws, pairs, a data set or shards to learn int8 ranges from; default: the run's own.")  # fmt: skip
-@click.option("--max-drop-db", type=float, help="Refuse a file that loses more PSNR than this.")
+@click.option("--max-drop-db", type=click.FloatRange(min=0), callback=finite("a number of dB"),
+              help="Refuse a file that loses more PSNR against float than this: measured where there are pairs, else "
+              "estimated for a picture of 30 dB.")  # fmt: skip
 @click.option("--via", type=click.Choice(["litert-torch", "onnx2tf"]), default="litert-torch", show_default=True,
               help="What writes .tflite files; onnx2tf (float and own int8 ranges) is there to check by.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")

@@ -234,7 +234,8 @@ def budget_lines(device: DeviceReport, budget_ms: float) -> list[str]:
     if not device.models:
         return [f"nothing was measured on {device.device}, so nothing can be chosen", *lines]
     if not fitting:
-        return [f"nothing fits into {budget_ms:g} ms on {device.device}", *lines]
+        what = "a tile" if all(model.frame is None for model in device.models) else "a frame"
+        return [f"nothing fits into {budget_ms:g} ms {what} on {device.device}", *lines]
     best, time_ms = max(fitting, key=lambda f: (f[0].accuracy.psnr_db if f[0].accuracy else 0.0, -f[1]))
     quality = f", {best.accuracy.psnr_db:.2f} dB" if best.accuracy else "; without --pairs the fastest counts as best"
     for model, took in fitting:

@@ -21,7 +21,7 @@ from pathlib import Path
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
-from eguot_sdk.paths import DEFAULT, encoded, kind_of, named_isp
+from eguot_sdk.paths import DEFAULT, encoded, kind_of, named_isp, refuse_run
 from eguot_sdk.progress import Progress, progress_bar
 from eguot_sdk.raw import read_raw
 
@@ -275,6 +275,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _model_path(model: str | Path) -> Path:
     path = named_isp(model)
     if kind_of(path, UsageError) != "file":
+        refuse_run(path)
         raise UsageError(f"{path}: no such ISP file; give a .tflite that `convert` wrote, or `{DEFAULT}`")
     return path
 

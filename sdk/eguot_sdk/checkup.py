@@ -52,7 +52,7 @@ def _try(name: str, check: Callable[[], str]) -> dict[str, Any]:
     except Exception as error:  # whatever breaks is what the person wants to read here
         detail = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, ImportError):
-            detail += ": run `pip install --force-reinstall eguot-sdk`"
+            detail += "; that package is damaged or too old: install it anew (pip install --force-reinstall PACKAGE)"
         return {"name": name, "ok": False, "detail": detail}
 
 

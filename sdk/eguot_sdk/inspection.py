@@ -14,7 +14,7 @@ from .errors import RawError
 from .ingest import balanced_gains, color_matrix
 from .ispfile import describe
 from .output import square_size
-from .paths import kind_of
+from .paths import kind_of, refuse_run
 from .protofile import describe_mlpackage, describe_onnx
 from .raw import RawFrame, read_raw
 
@@ -22,11 +22,12 @@ PLANES = "R, Gr, Gb, B"
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """Facts of a raw or an ISP file (.tflite, .onnx, .mlpackage). Raises RawError or IspFileError."""
+    """Facts of a raw or an ISP file (.tflite, .onnx, .mlpackage). Raises RawError, IspFileError, UsageError."""
     suffix, kind = path.suffix.lower(), kind_of(path, RawError)
     if suffix == ".mlpackage" and kind == "folder":
         return _facts(path, describe_mlpackage(path))
     if kind != "file":
+        refuse_run(path)
         raise RawError(f"{path}: {'a folder' if kind else 'no such file'}; expected a raw or an ISP file")
     try:
         with path.open("rb") as file:

@@ -27,7 +27,7 @@ from .errors import IspFileError, UsageError
 from .ingest import Ingest, dequantise, quantise
 from .ispfile import read_spec
 from .output import Picture, lying, to_square_pixels, upright
-from .paths import DEFAULT_ISP
+from .paths import DEFAULT_ISP, named_isp
 from .raw import AS_IN_FILE, Overrides, RawFrame, read_raw
 from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
 from .runtimes.fake import FakeRuntime, fake_spec
@@ -99,7 +99,7 @@ class ISP:
         tile: TileSide | None = None,
         delegate: str | Path | None = None,
     ) -> ISP:
-        """Open an ISP file. `path` None: the default ISP of this package.
+        """Open an ISP file. `path` None, or the word `default`: that of this package.
 
         `threads`: at most this many; None: the processors this process may use, or 1 with a delegate.
         `tile`: side of a tile in packed pixels (2x2 raw pixels); None: chosen from the caches and the free memory of
@@ -108,11 +108,9 @@ class ISP:
         `delegate`: path of a TFLite delegate library; it is code and will be run.
         Raises IspFileError, UsageError or MissingDependency.
         """
-        if path is None:
-            if not DEFAULT_ISP.is_file():
-                raise IspFileError("this installation of eguot-sdk has no default ISP: give the path of an ISP file")
-            path = DEFAULT_ISP
-        path = Path(path)
+        path = DEFAULT_ISP if path is None else named_isp(path)
+        if path == DEFAULT_ISP and not path.is_file():
+            raise IspFileError("this installation of eguot-sdk has no default ISP: give the path of an ISP file")
         factory = runtime_factory(path, delegate=delegate)
         spec = read_spec(path)
         if threads is None and delegate is not None:

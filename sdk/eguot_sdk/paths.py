@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from .errors import EguotError
+from .errors import EguotError, UsageError
 
 DEFAULT = "default"
 """What names the default ISP, or its run, where a command takes a path and none of that name exists."""
@@ -61,6 +61,12 @@ def named_isp(model: str | Path) -> Path:
     """Where an ISP file lies: `DEFAULT_ISP` for the word `default`."""
     path = Path(model)
     return DEFAULT_ISP if means_default(path) else path
+
+
+def refuse_run(path: Path) -> None:
+    """Raises UsageError where a run folder of `train` is given in the place of an ISP file."""
+    if os.path.isfile(path / "config.json"):  # unlike Path's, False also where it may not be looked at
+        raise UsageError(f"{path}: a run folder; `eguot-sdk convert` makes an ISP file of it")
 
 
 def visible_files(folder: Path, paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:

@@ -218,8 +218,16 @@ def test_a_drop_above_the_gate_is_exit_3_and_no_file(run: Path, tmp_path: Path) 
     )
     assert isinstance(result.exception, GateError)
     assert "tflite w8a8: loses" in str(result.exception)
+    assert "(estimated, --calibration PAIRS measures it; allow a larger" in str(result.exception)
     assert "worst layer is" in str(result.exception)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["street.fp32.golden.npz", "street.fp32.tflite"]
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_a_gate_that_is_no_number_of_db_is_refused_at_once(tmp_path: Path, value: str) -> None:
+    result = CliRunner().invoke(command, ["gone", "--out", str(tmp_path / "out"), "--max-drop-db", value])
+    assert result.exit_code == 2
+    assert "--max-drop-db" in result.stderr
 
 
 def test_a_file_of_another_network_is_found_out(

@@ -282,7 +282,7 @@ def test_a_budget_names_the_best_that_fits_and_why_not_the_others(report: Report
 def test_a_budget_that_nothing_fits_says_by_how_much(report: Report) -> None:
     lines = budget_lines(with_models(report, within(report, "a", 10, 20)).devices[0], 5.0)
     assert lines == [
-        "nothing fits into 5 ms on local",
+        "nothing fits into 5 ms a frame on local",
         "a: takes 10.0 ms, 5.0 too long",
         "broken.tflite: could not be measured",
     ]

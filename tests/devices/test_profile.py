@@ -176,6 +176,10 @@ def test_wrong_arguments_are_told_before_anything_runs(tmp_path: Path, shipped: 
         profile([])
     with pytest.raises(UsageError, match="no such ISP file"):
         profile([tmp_path / "none.tflite"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    with pytest.raises(UsageError, match="a run folder; `eguot-sdk convert` makes an ISP file of it"):
+        profile([tmp_path / "run"])
     with pytest.raises(UsageError, match="no such raw file"):
         profile([model], asked=Asked(raw=tmp_path / "none.dng"))
     with pytest.raises(UsageError, match="no such folder"):

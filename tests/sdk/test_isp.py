@@ -468,6 +468,17 @@ def test_without_a_default_isp_a_path_is_asked_for(monkeypatch: pytest.MonkeyPat
         ISP.load()
 
 
+def test_the_word_default_is_the_default_isp_where_nothing_is_called_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with ISP.load("default") as named, ISP.load() as unnamed:
+        assert named.spec == unnamed.spec
+    Path("default").mkdir()
+    with pytest.raises(UsageError, match="ends in"):
+        ISP.load("default")
+
+
 def test_bad_calls_end_in_one_line(tmp_path: Path) -> None:
     for call in (
         lambda: ISP.load(tmp_path / "gone.tflite"),

@@ -14,6 +14,7 @@ from PIL import Image
 
 from eguot_sdk.errors import CorruptRaw, EguotError, OutputError, UsageError
 from eguot_sdk.ingest import unpack
+from eguot_sdk.pairs import write_pair
 from eguot_train.cli_data import data, evaluate
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import load_sources
@@ -364,6 +365,22 @@ def test_bad_settings_are_refused(tmp_path: Path, text: str, message: str) -> No
         open_dataset(root)
 
 
+@pytest.mark.parametrize("kind", ["pairs", "raws"])
+def test_levels_for_raws_that_carry_their_own_are_refused(tmp_path: Path, kind: str) -> None:
+    """They would change nothing."""
+    scene = make_scene(0, SIDE, SIDE)
+    frame = SynthCamera.from_seed(3).shoot(scene, "a")
+    if kind == "pairs":
+        write_pair(tmp_path, "a", frame, scene)
+    else:
+        (tmp_path / "a.dng").write_bytes(dng_bytes(frame))
+    (tmp_path / "dataset.json").write_text('{"cfa": "GRBG", "scene_separator": "_"}')
+    with pytest.raises(UsageError, match="gives cfa, but these raws carry their own"):
+        open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"scene_separator": "_"}')
+    assert open_dataset(tmp_path).kind == kind
+
+
 def test_training_reads_data_set_folders(tmp_path: Path) -> None:
     zrr, ntire = make_zrr(tmp_path / "zrr"), make_ntire(tmp_path / "ntire")
     paired = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
@@ -372,7 +389,10 @@ def test_training_reads_data_set_folders(tmp_path: Path) -> None:
     assert (len(unpaired.frames), len(unpaired.photos)) == (10, 10)
     halves = load_sources(TrainConfig(mode="unpaired", raw=str(zrr), srgb=str(zrr)))
     assert (len(halves.frames), len(halves.photos)) == (6, 6)
-    assert any("no scene is on both sides" in line for line in halves.notes)
+    assert any("the first 6 pairs are raws, the last 6 photos: a scene may be on both" in line for line in halves.notes)
+    (zrr / "dataset.json").write_text('{"scene_separator": "-"}')
+    known = load_sources(TrainConfig(mode="unpaired", raw=str(zrr), srgb=str(zrr)))
+    assert any("6 scenes are raws, 6 other ones photos: no scene is on both" in line for line in known.notes)
     (zrr / "train" / "canon" / "5.jpg").write_bytes(b"\xff\xd8 cut")
     fewer = load_sources(TrainConfig(mode="paired", pairs=str(zrr)))
     assert len(fewer.pairs) == 11

@@ -608,7 +608,7 @@ def test_a_full_disk_is_told_in_one_line(
 # Starting from a run
 
 
-def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path) -> None:
+def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train(tiny("supervised", folders), tmp_path / "first", echo=quietly)
     config = tiny("paired", folders, steps=1, init=str(first), lr=1e-30)
     second = train(config, tmp_path / "second", echo=quietly)
@@ -617,6 +617,11 @@ def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path) -> N
     for field, value in (("isp", "qisp-m"), ("color_input", "camera")):
         with pytest.raises(UsageError, match=r"is qisp-s on srgb input, this run is"):
             train(replace(config, **{field: value}), tmp_path / field, echo=quietly)
+    (first / "config.json").write_text((first / "config.json").read_text().replace('"qisp-s"', '"some.place:Own"'))
+    monkeypatch.setenv("EGUOT_TRUST_RUN", "1")
+    monkeypatch.setattr("eguot_train.checkpoint.build_isp", lambda name: build_isp("qisp-s"))
+    with pytest.raises(UsageError, match=r"this run is qisp-s on srgb: give --isp some\.place:Own$"):
+        train(config, tmp_path / "third", echo=quietly)
     with pytest.raises(CheckpointError, match="not a run folder"):
         train(replace(config, init=str(tmp_path / "absent")), tmp_path / "third", echo=quietly)
 

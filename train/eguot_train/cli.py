@@ -30,7 +30,8 @@ OPTIONS = {
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Run folder to create.")
 @click.option(
     "--isp",
-    help="Architecture of `eguot-sdk isps`, or package.module:Class.  [default: that of --init, else qisp-s]",
+    help="Architecture of `eguot-sdk isps`, or package.module:Class.  "
+    "[default: that of --init where `isps` has it, else qisp-s]",
 )
 @click.option(
     "--steps",

@@ -82,7 +82,7 @@ def check(folder: Path, as_json: bool, picture: Path | None) -> None:
         draw(picture, found)
         click.echo(f"wrote {picture}", err=True)
     if found.wrong:
-        raise EguotError(f"{folder}: {found.wrong[0]}; correct it in {folder}/dataset.json")
+        raise EguotError(f"{folder}: {found.wrong[0]}; {found.remedy}")
     if found.damaged:
         raise EguotError(f"{len(found.damaged)} of its files cannot be used; commands will leave them out and say so")
 
@@ -148,7 +148,9 @@ def prepare(folder: Path, out: Path, unpaired: bool, cluster: str | None) -> Non
     help="aligned: truth registered to the picture first; ntire26: truth resized to the picture.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for the CSV.  [default: the run, or beside the file]"
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the CSV of --pairs.  [default: the run, or beside the file]",
 )
 @click.option(
     "--worst",

@@ -50,7 +50,7 @@ def pairs_to_score(folder: str | Path) -> tuple[list[PairLike], list[str]]:
         dataset = open_dataset(folder)
         found, notes = list(pairs_of(dataset.part("test"))), list(dataset.notes)
     if not found:
-        raise UsageError(f"{folder}: no pairs to score on")
+        raise UsageError(f"{folder}: no pairs to score on; give pairs (NAME_raw.png, ...), a data set or shards")
     return found, notes
 
 

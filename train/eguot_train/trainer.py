@@ -50,7 +50,7 @@ from .experts import ColourExpert, Committee, Expert, FrequencyExpert, Structure
 from .fits import Fixed, align, fit_fixed, fixed_from_state
 from .health import Health, TrainingDiverged, check_finite
 from .interrupt import finishing_first
-from .isps import IspNet, Recipe
+from .isps import ISPS, IspNet, Recipe
 from .losses import pair_loss
 from .outliers import PhotoWeights
 from .potential import Potential, gradient_penalty
@@ -322,13 +322,14 @@ def _open_run(
         raise CheckpointError(f"{out.name} holds a network that `train` did not leave there, so it cannot be resumed")
     saved, config = saved.with_whole_paths(), config.with_whole_paths()
     going_on = state["step"] < config.steps
-    for key in (f.name for f in fields(config)):
-        before, now = getattr(saved, key), getattr(config, key)
+    changes = {f.name: (getattr(saved, f.name), getattr(config, f.name)) for f in fields(config)}
+    for key, (before, now) in changes.items():
         if before != now and key in KEPT:
             raise UsageError(f"{out.name} was started with {key}={before}, which cannot become {now}: start a new run")
-        if before != now and key not in ELSEWHERE and going_on:
-            echo(f"{out.name}: {key} is {now} from step {state['step']} on (was {before})")
     if going_on:
+        for key, (before, now) in changes.items():
+            if before != now and key not in ELSEWHERE:
+                echo(f"{out.name}: {key} is {now} from step {state['step']} on (was {before})")
         echo(f"{out.name}: going on from step {state['step']} of {config.steps}")
     return int(state["step"]), tensors, state
 
@@ -419,9 +420,11 @@ def load_init(config: TrainConfig) -> dict[str, Tensor]:
     """EMA weights of the run named by `config.init`, checked to be of the same architecture and colour input."""
     run = load_run(named_run(Path(str(config.init))))
     if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
+        own = run.config.isp != config.isp and run.config.isp not in ISPS  # whose code runs only where it is named
+        way_out = f"give --isp {run.config.isp}" if own else "leave out --isp and --set color_input"
         raise UsageError(
             f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "
-            f"this run is {config.isp} on {config.color_input}: leave out --isp and --set color_input"
+            f"this run is {config.isp} on {config.color_input}: {way_out}"
         )
     return dict(run.net.state_dict())
 

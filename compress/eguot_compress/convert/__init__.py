@@ -397,6 +397,8 @@ def _drop_problem(parity: Parity, max_drop_db: float | None, precision: Precisio
     if max_drop_db is None or parity.drop_db <= max_drop_db:
         return None
     way_out = "allow a larger --max-drop-db" + (", or convert a run of `qat`" if precision == "w8a8" else "")
+    if parity.drop_basis == "estimate":
+        way_out = f"estimated, --calibration PAIRS measures it; {way_out}"
     return f"loses {parity.drop_db:.4f} dB, {max_drop_db:g} allowed ({way_out})"
 
 

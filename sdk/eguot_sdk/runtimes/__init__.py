@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import UsageError
+from ..paths import refuse_run
 from .base import Runtime, check_tensors
 
 RuntimeFactory = Callable[[int], Runtime]
@@ -29,8 +29,7 @@ def runtime_factory(path: str | Path, *, delegate: str | Path | None = None) -> 
     """
     path = Path(path)
     if path.suffix.lower() not in RUNTIMES:
-        if os.path.isfile(path / "config.json"):  # unlike Path's, False also where it may not be looked at
-            raise UsageError(f"{path.name}: a run folder; `eguot-sdk convert` makes an ISP file of it")
+        refuse_run(path)
         kinds = " or ".join(RUNTIMES)
         raise UsageError(f"{path.name}: an ISP file that runs here ends in {kinds}, not in {path.suffix or 'nothing'}")
     return RUNTIMES[path.suffix.lower()](path, delegate)

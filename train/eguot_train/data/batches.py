@@ -212,7 +212,7 @@ def _half(sources: Sources, folder: str, other: str, side: int) -> list[Item]:
         return [raws_of, photos_of][side](items)
     raws, photos, how = split_scenes(items)
     if side == 0:
-        sources.notes.append(f"no scene is on both sides: {how}")
+        sources.notes.append(how)
     return [raws, photos][side]
 
 

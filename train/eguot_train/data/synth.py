@@ -313,7 +313,7 @@ def synth_folder(
         sources[name] = partial(make_scene, i, *SCENE_SIZE)
     if not sources:
         where = f"{srgb} holds no photos ({' '.join(sorted(PHOTO_SUFFIXES))})" if srgb else "no photos given"
-        raise UsageError(f"{where} and no scenes are asked for: nothing to shoot")
+        raise UsageError(f"{where} and no scenes are asked for: nothing to shoot; give --srgb PHOTOS or --scenes N")
     _make_empty(out)
     result = SynthResult([], [])
     with progress_bar(len(sources), label="synth") as bar:

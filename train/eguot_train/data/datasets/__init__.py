@@ -76,6 +76,7 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
         raise UsageError(f"{folder}: looks like {title}, but nothing in it is complete ({'; '.join(notes)})")
     dataset = Dataset(kind, title, folder, parts, notes=tuple(notes))
     if kind not in ("zrr", "mai", "ntire26"):
+        _refuse_values(folder, settings)
         return dataset
     return dataset.with_values(_values(kind, dataset, places, load, settings))
 
@@ -95,7 +96,19 @@ def _unpaired(folder: Path) -> Dataset:
         raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
     title = {"unpaired": "raws and photos of different names", "raws": "camera raws", "photos": "photos"}[kind]
-    return Dataset(kind, title, folder, {ALL: with_scenes(items, read_settings(folder))})
+    settings = read_settings(folder)
+    _refuse_values(folder, settings)
+    return Dataset(kind, title, folder, {ALL: with_scenes(items, settings)})
+
+
+def _refuse_values(folder: Path, settings: dict[str, Any]) -> None:
+    """Raises UsageError where dataset.json gives what every raw says itself, for it would change nothing."""
+    given = sorted(set(settings) - {"scene_separator"})
+    if given:
+        raise UsageError(
+            f"{folder}: {SETTINGS_FILE} gives {', '.join(given)}, but these raws carry their own: take it out there, "
+            "and correct NAME.json where pairs say it wrong"
+        )
 
 
 def _values(kind: Kind, dataset: Dataset, places: dict[str, Path], load: Load, settings: dict[str, Any]) -> RawValues:
@@ -164,13 +177,16 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
         if None in scenes:
             cut = round(share * len(both))
             raws, photos = raws + both[:cut], photos + both[cut:]
-            how = f"scenes unknown: the first {cut} are raws, the last {len(both) - cut} photos"
+            how = (
+                f"the first {cut} pairs are raws, the last {len(both) - cut} photos: a scene may be on both sides, "
+                f"unless scene_separator in {SETTINGS_FILE} tells scenes apart"
+            )
         else:
             cut = round(share * len(scenes))
             first = set(scenes[:cut])
             raws += [item for item in both if item.scene in first]
             photos += [item for item in both if item.scene not in first]
-            how = f"{cut} scenes are raws, {len(scenes) - cut} other ones photos"
+            how = f"{cut} scenes are raws, {len(scenes) - cut} other ones photos: no scene is on both sides"
     shown = {item.scene for item in raws} - {None}
     photos = [item for item in photos if item.scene not in shown]
     if not raws or not photos:

@@ -20,7 +20,7 @@ from eguot_sdk.workers import core_count, map_processes
 
 from ..crops import Picture, load_photo
 from . import open_dataset
-from .base import Dataset, Item, RawValues, pairs_of, photos_of, raws_of, spread
+from .base import SETTINGS_FILE, Dataset, Item, RawValues, pairs_of, photos_of, raws_of, spread
 from .levels import SAMPLE, RawStatistics, cfa_contradictions, contradictions, plane_positions
 
 SHOWN = 6
@@ -42,6 +42,15 @@ class Finding:
     statistics: RawStatistics
     whole: tuple[Item, ...]
     """What can be used."""
+
+    @property
+    def remedy(self) -> str:
+        """What to do about what is wrong."""
+        if self.dataset.values is not None:
+            return f"correct it in {self.dataset.root / SETTINGS_FILE}"
+        if self.dataset.kind == "pairs":
+            return "correct it in its .json, or give it a truth that lies as the raw does"
+        return "is its picture turned, or of another raw?"
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
