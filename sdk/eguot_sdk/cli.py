@@ -243,7 +243,10 @@ def _numbers(text: str) -> tuple[float, ...]:
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="Tiles in parallel.  [default: number of CPU cores]")
 @click.option(
-    "--tile", metavar="N|whole", callback=_tile, help="Side of a tile in packed pixels, or the whole frame at once."
+    "--tile",
+    metavar="N|whole",
+    callback=_tile,
+    help="Side of a tile in packed pixels, or the whole frame at once.  [default: by caches and free memory]",
 )
 @click.option(
     "--format",
