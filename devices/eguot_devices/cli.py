@@ -52,7 +52,7 @@ def _threads(ctx: click.Context, param: click.Parameter, value: str | None) -> t
     type=click.FloatRange(0, min_open=True),
     callback=finite("a number"),
     metavar="MS",
-    help="Name the best model of those that 9 frames of 10 (adb: tiles) take at most so long; none fits: exit code 0.",
+    help="Name the best model whose frame (adb: tile) takes at most this at the 90th percentile.",
 )
 @click.option("--benchmark-model", type=click.Path(path_type=Path), help="LiteRT's tool for Android, for adb devices.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.csv and report.html.")

@@ -8,6 +8,7 @@ SIGHUP. This module imports nothing heavy, so that --help is quick.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import importlib.metadata
@@ -18,7 +19,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -69,9 +70,9 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _ready_streams()
-        _stop_as_ctrl_c_does()
         try:
-            return super().invoke(ctx)
+            with _stopped_as_by_ctrl_c():
+                return super().invoke(ctx)
         except EguotError as error:
             _show(ctx, error)
         except ModuleNotFoundError as error:
@@ -85,7 +86,8 @@ class Commands(click.Group):
             _show(ctx, OutputError("no space left on the device that output goes to"))
         except KeyboardInterrupt as stop:
             if not stop.args:  # one with a message has been told already
-                click.echo("stopped", err=True)
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    click.echo("stopped", err=True)
             ctx.exit(STOPPED)
 
 
@@ -99,17 +101,23 @@ def _ready_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
-def _stop_as_ctrl_c_does() -> None:
-    """What ends a job or closes a terminal leaves nothing half-written either, and keeps what Ctrl-C keeps.
+@contextlib.contextmanager
+def _stopped_as_by_ctrl_c() -> Iterator[None]:
+    """Within, what ends a job or closes a terminal does what Ctrl-C does: nothing is left half-written.
 
     Not under torchrun: a process that waits for others would not notice, and be killed only after half a minute.
     """
-    if "TORCHELASTIC_RUN_ID" in os.environ or threading.current_thread() is not threading.main_thread():
-        return
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows lacks the second
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:  # nohup ignores it
-            signal.signal(number, signal.default_int_handler)
+    changed: list[int] = []
+    if "TORCHELASTIC_RUN_ID" not in os.environ and threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows lacks the second
+        changed = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]  # nohup ignores it
+    for number in changed:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _show(ctx: click.Context, error: EguotError) -> NoReturn:

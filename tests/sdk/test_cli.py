@@ -781,6 +781,7 @@ def test_what_ends_a_job_stops_as_ctrl_c_does(monkeypatch: pytest.MonkeyPatch, n
     monkeypatch.setitem(cli.main.commands, "ended", ended)
     result = run("ended")
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "stopped\n")
+    assert signal.getsignal(signal.Signals[name]) == signal.SIG_DFL
 
 
 @pytest.mark.usefixtures("usual_signals")

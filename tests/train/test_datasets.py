@@ -257,6 +257,8 @@ def test_check_refuses_what_the_data_contradict(tmp_path: Path, settings: dict[s
     result = CliRunner().invoke(data, ["check", str(root)], catch_exceptions=True)
     assert result.exit_code == 1
     assert any(message.replace("\\", "") in line for line in check(root).wrong), check(root).wrong
+    for place in (root, root / "train"):
+        assert check(place).remedy == f"correct it in {root / 'dataset.json'}"
 
 
 @pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
@@ -375,10 +377,19 @@ def test_levels_for_raws_that_carry_their_own_are_refused(tmp_path: Path, kind: 
     else:
         (tmp_path / "a.dng").write_bytes(dng_bytes(frame))
     (tmp_path / "dataset.json").write_text('{"cfa": "GRBG", "scene_separator": "_"}')
-    with pytest.raises(UsageError, match="gives cfa, but these raws carry their own"):
+    advice = "take it out, and correct it in each NAME.json$" if kind == "pairs" else "take it out$"
+    with pytest.raises(UsageError, match=f"dataset.json gives cfa, which only sets without metadata .*: {advice}"):
         open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text('{"scene_separator": "_"}')
     assert open_dataset(tmp_path).kind == kind
+
+
+def test_levels_of_a_set_do_not_stop_pairs_inside_it(tmp_path: Path) -> None:
+    zrr = make_zrr(tmp_path / "zrr")
+    (zrr / "dataset.json").write_text('{"white": 1023}')
+    scene = make_scene(0, SIDE, SIDE)
+    write_pair(zrr / "mine", "a", SynthCamera.from_seed(3).shoot(scene, "a"), scene)
+    assert open_dataset(zrr / "mine").kind == "pairs"
 
 
 def test_training_reads_data_set_folders(tmp_path: Path) -> None:

@@ -148,6 +148,11 @@ def test_a_file_scored_on_what_it_learnt_from_is_told(pairs: Path, tmp_path: Pat
     next(copied.glob("*_raw.png")).unlink()
     assert trained_on(file, pairs_to_score(copied)[0], copied) is None
     assert trained_on(DEFAULT_ISP, found, pairs) is None
+    taught = replace(read_spec(DEFAULT_ISP), provenance={"made_by": {"data": {"pairs": samples_hash(found, pairs)}}})
+    file.write_bytes(embed_spec(DEFAULT_ISP.read_bytes(), taught))
+    assert trained_on(file, found, pairs) is not None
+    next(pairs.glob("*_raw.png")).unlink()
+    assert trained_on(file, found, pairs) is None, "a file that cannot be read is no reason to lose scores"
 
 
 def test_a_file_is_scored_through_its_runtime(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

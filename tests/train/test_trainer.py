@@ -366,6 +366,17 @@ def test_a_run_names_its_data_from_anywhere(
     assert load_run(train(saved, run, resume=True, echo=quietly)).step == 2
 
 
+def test_a_terminal_that_is_gone_costs_no_step(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    assert load_run(train(tiny("supervised", folders, steps=10), tmp_path / "run")).step == 10
+
+
 @pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_ctrl_c_keeps_the_step(
@@ -620,7 +631,7 @@ def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path, monk
     (first / "config.json").write_text((first / "config.json").read_text().replace('"qisp-s"', '"some.place:Own"'))
     monkeypatch.setenv("EGUOT_TRUST_RUN", "1")
     monkeypatch.setattr("eguot_train.checkpoint.build_isp", lambda name: build_isp("qisp-s"))
-    with pytest.raises(UsageError, match=r"this run is qisp-s on srgb: give --isp some\.place:Own$"):
+    with pytest.raises(UsageError, match=r"this run is qisp-s on srgb: give --isp some\.place:Own and no"):
         train(config, tmp_path / "third", echo=quietly)
     with pytest.raises(CheckpointError, match="not a run folder"):
         train(replace(config, init=str(tmp_path / "absent")), tmp_path / "third", echo=quietly)

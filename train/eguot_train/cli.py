@@ -77,6 +77,7 @@ def train(
     from . import ranks
     from .checkpoint import read_config
     from .recipes import for_machine
+    from .runlog import to_stderr
     from .trainer import train as run
 
     for key in (setting.partition("=")[0] for setting in settings):
@@ -98,7 +99,7 @@ def train(
         run(config, out, resume=resume)
     except KeyboardInterrupt as stop:
         if ranks.speaks() and not stop.args:  # one with a message has been told already
-            click.echo(_stopped(out), err=True)
+            to_stderr(_stopped(out))
         raise SystemExit(STOPPED) from None
     if ranks.speaks():
         click.echo(f"trained {out}", err=True)

@@ -150,14 +150,19 @@ def _summary(item: Item, picture: np.ndarray) -> PictureSummary:
 def trained_on(model: str | Path, scored: Sequence[PairLike], folder: Path) -> str | None:
     """A warning where a run or an ISP file is scored on pairs that it learnt from, else None.
 
-    `folder`: which the pairs are of. A file knows its own by a hash, so only all of them together are recognised.
+    `folder`: which the pairs are of. A file knows its own by a hash, so only all of them together are recognised, and
+    not those of a folder too large to be held.
     """
     run = Path(model)
     if run.is_file():
-        data = read_spec(run).provenance.get("data")
-        if not isinstance(data, dict) or not data or samples_hash(scored, folder) not in data.values():
+        provenance = read_spec(run).provenance
+        made_by = provenance.get("made_by")  # of `quantize`, `qat` and `distill`
+        places = [provenance.get("data"), made_by.get("data") if isinstance(made_by, dict) else None]
+        known = {text for hashes in places if isinstance(hashes, dict) for text in hashes.values()}
+        try:
+            return _own(run, "these pairs") if known and samples_hash(scored, folder) in known else None
+        except OSError:  # what cannot be read was not scored either, and said
             return None
-        return _own(run, "these pairs")
     if not (run / "config.json").is_file():
         return None
     from .checkpoint import read_config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from . import ranks
 
@@ -24,8 +24,7 @@ def finishing_first(echo: Callable[[str], None], until: str = "this step") -> It
         nonlocal asked
         asked = True
         restore()
-        with suppress(OSError):  # the terminal may be gone
-            echo(f"stopping after {until}; Ctrl-C again stops at once")
+        echo(f"stopping after {until}; Ctrl-C again stops at once")
 
     def restore() -> None:
         for number in usual:

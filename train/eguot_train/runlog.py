@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,9 @@ class RunLog:
 
 
 def to_stderr(line: str) -> None:
-    """Tell a person one line."""
-    print(line, file=sys.stderr, flush=True)
+    """Tell a person one line, or nobody where the terminal is gone: that costs no training."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _step_of(line: str) -> int:

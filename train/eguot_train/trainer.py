@@ -420,8 +420,9 @@ def load_init(config: TrainConfig) -> dict[str, Tensor]:
     """EMA weights of the run named by `config.init`, checked to be of the same architecture and colour input."""
     run = load_run(named_run(Path(str(config.init))))
     if (run.config.isp, run.config.color_input) != (config.isp, config.color_input):
-        own = run.config.isp != config.isp and run.config.isp not in ISPS  # whose code runs only where it is named
-        way_out = f"give --isp {run.config.isp}" if own else "leave out --isp and --set color_input"
+        own = run.config.isp not in ISPS  # whose code runs only where it is named
+        way_out = f"give --isp {run.config.isp} and no" if own else "leave out --isp and"
+        way_out += " --set color_input"
         raise UsageError(
             f"--init {config.init} is {run.config.isp} on {run.config.color_input} input, "
             f"this run is {config.isp} on {config.color_input}: {way_out}"

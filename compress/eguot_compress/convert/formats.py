@@ -150,14 +150,14 @@ NEEDED = {
 def require(ways: Iterable[str]) -> None:
     """Raises MissingDependency where a package of NEEDED is not installed, once for all ways. Imports nothing."""
     lacking = [
-        (what, extra, absent[0])
+        (what, extra, absent)
         for what, extra, modules in (NEEDED[way] for way in ways)
         if (absent := [module for module in modules if find_spec(module) is None])
     ]
     if lacking:
         whats, extras, modules = zip(*lacking, strict=True)
-        packages = ", ".join(module.replace("_", "-") for module in modules)
-        needed_for = "conversion to " + " and ".join(whats)
+        packages = ", ".join(dict.fromkeys(m.replace("_", "-") for absent in modules for m in absent))
+        needed_for = "conversion to " + ", ".join(whats)
         raise MissingDependency(packages, needed_for=needed_for, pip=f"'eguot-sdk[{','.join(extras)}]'")
 
 

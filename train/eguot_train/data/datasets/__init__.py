@@ -76,7 +76,7 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
         raise UsageError(f"{folder}: looks like {title}, but nothing in it is complete ({'; '.join(notes)})")
     dataset = Dataset(kind, title, folder, parts, notes=tuple(notes))
     if kind not in ("zrr", "mai", "ntire26"):
-        _refuse_values(folder, settings)
+        _refuse_values(folder, kind)
         return dataset
     return dataset.with_values(_values(kind, dataset, places, load, settings))
 
@@ -96,18 +96,18 @@ def _unpaired(folder: Path) -> Dataset:
         raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
     title = {"unpaired": "raws and photos of different names", "raws": "camera raws", "photos": "photos"}[kind]
-    settings = read_settings(folder)
-    _refuse_values(folder, settings)
-    return Dataset(kind, title, folder, {ALL: with_scenes(items, settings)})
+    _refuse_values(folder, kind)
+    return Dataset(kind, title, folder, {ALL: with_scenes(items, read_settings(folder))})
 
 
-def _refuse_values(folder: Path, settings: dict[str, Any]) -> None:
-    """Raises UsageError where dataset.json gives what every raw says itself, for it would change nothing."""
-    given = sorted(set(settings) - {"scene_separator"})
+def _refuse_values(folder: Path, kind: Kind) -> None:
+    """Raises UsageError where the folder's own dataset.json gives what nothing in it would be changed by."""
+    given = sorted(set(read_settings(folder)) - {"scene_separator"})
     if given:
+        instead = ", and correct it in each NAME.json" if kind == "pairs" else ""
         raise UsageError(
-            f"{folder}: {SETTINGS_FILE} gives {', '.join(given)}, but these raws carry their own: take it out there, "
-            "and correct NAME.json where pairs say it wrong"
+            f"{folder / SETTINGS_FILE} gives {', '.join(given)}, which only sets without metadata (ZRR, MAI, NTIRE) "
+            f"take: take it out{instead}"
         )
 
 

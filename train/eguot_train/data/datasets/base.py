@@ -197,9 +197,14 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[round(i * (len(items) - 1) / (count - 1))] for i in range(count)]
 
 
+def settings_file(*folders: Path) -> Path | None:
+    """The dataset.json of the first folder that has one."""
+    return next((f / SETTINGS_FILE for f in folders if (f / SETTINGS_FILE).is_file()), None)
+
+
 def read_settings(*folders: Path) -> dict[str, Any]:
     """The dataset.json of the first folder that has one, checked; {} where none has. Raises UsageError."""
-    path = next((f / SETTINGS_FILE for f in folders if (f / SETTINGS_FILE).is_file()), None)
+    path = settings_file(*folders)
     if path is None:
         return {}
     try:

@@ -20,7 +20,7 @@ from eguot_sdk.workers import core_count, map_processes
 
 from ..crops import Picture, load_photo
 from . import open_dataset
-from .base import SETTINGS_FILE, Dataset, Item, RawValues, pairs_of, photos_of, raws_of, spread
+from .base import SETTINGS_FILE, Dataset, Item, RawValues, pairs_of, photos_of, raws_of, settings_file, spread
 from .levels import SAMPLE, RawStatistics, cfa_contradictions, contradictions, plane_positions
 
 SHOWN = 6
@@ -47,10 +47,11 @@ class Finding:
     def remedy(self) -> str:
         """What to do about what is wrong."""
         if self.dataset.values is not None:
-            return f"correct it in {self.dataset.root / SETTINGS_FILE}"
+            root = self.dataset.root
+            return f"correct it in {settings_file(root, root.parent) or root / SETTINGS_FILE}"
         if self.dataset.kind == "pairs":
             return "correct it in its .json, or give it a truth that lies as the raw does"
-        return "is its picture turned, or of another raw?"
+        return "give it the picture of this raw, unturned, or take it out"
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
