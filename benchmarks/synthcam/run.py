@@ -198,18 +198,24 @@ OUTLIERS: tuple[Callable[[np.ndarray], np.ndarray], ...] = (
 """Negatives, turned hues, black and white, dark red light."""
 
 
-def outlier_auc(run: Path) -> float | None:
-    """Area under the ROC curve of low weights (typicality times w(y)) telling planted outliers from photos, if any."""
+def outlier_auc(run: Path) -> dict[str, float] | None:
+    """Areas under the ROC curve of three columns of outliers.csv telling planted outliers from photos, if any.
+
+    `typical` times `w` is `weight`.
+    """
     listed = run / "outliers.csv"
     if not listed.is_file():
         return None
     rows = list(csv.DictReader(listed.read_text().splitlines()))
-    planted = [float(r["weight"]) for r in rows if r["photo"].startswith("outlier_")]
-    others = [float(r["weight"]) for r in rows if not r["photo"].startswith("outlier_")]
+    planted = [r for r in rows if r["photo"].startswith("outlier_")]
+    others = [r for r in rows if not r["photo"].startswith("outlier_")]
     if not planted:
         return None
-    wins = [(p < o) + 0.5 * (p == o) for p in planted for o in others]
-    return float(np.mean(wins))
+    areas = {}
+    for column in ("weight", "typical", "w"):
+        pairs = [(float(p[column]), float(o[column])) for p in planted for o in others]
+        areas[column] = float(np.mean([(p < o) + 0.5 * (p == o) for p, o in pairs]))
+    return areas
 
 
 def run_row(
@@ -276,7 +282,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     shows = {"reference": "R(x): white balance, matrix, gamma", "aligned": "aligned R(x), no pair used"}
     shows |= {key: row.shows for key, row in ROWS.items()} | {"w8a8": "unpaired, as w8a8 .tflite"}
     lines = [
-        "| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | AUC of the weights | runs |",
+        "| | PSNR dB | SSIM | dE2000 | PSNR after affine fit | AUC: weight, typical, w | runs |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in order:
@@ -289,7 +295,7 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
             spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.{digits}f}{spread}")
         areas = [r["outlier_auc"] for r in found if r.get("outlier_auc") is not None]
-        cells.append(f"{np.mean(areas):.2f}" if areas else "")
+        cells.append(", ".join(f"{np.mean([a[c] for a in areas]):.2f}" for c in areas[0]) if areas else "")
         lines.append(f"| {shows[name]} | {' | '.join(cells)} | {len(found)} |")
     judged = [name for name in order if name.startswith(("alone", "structure-cost"))]
     if judged:

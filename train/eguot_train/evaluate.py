@@ -160,7 +160,7 @@ def trained_on(model: str | Path, scored: Sequence[PairLike], folder: Path) -> s
         places = [provenance.get("data"), made_by.get("data") if isinstance(made_by, dict) else None]
         known = {text for hashes in places if isinstance(hashes, dict) for text in hashes.values()}
         try:
-            return _own(run, "these pairs") if known and samples_hash(scored, folder) in known else None
+            return _own_pairs(run, "these pairs") if known and samples_hash(scored, folder) in known else None
         except OSError:  # what cannot be read was not scored either, and said
             return None
     if not (run / "config.json").is_file():
@@ -181,10 +181,10 @@ def trained_on(model: str | Path, scored: Sequence[PairLike], folder: Path) -> s
     if not count:
         return None
     which = "these pairs" if count == len(scored) else f"{count} of these {len(scored)} pairs"
-    return _own(run, which)
+    return _own_pairs(run, which)
 
 
-def _own(model: Path, which: str) -> str:
+def _own_pairs(model: Path, which: str) -> str:
     return f"{model.name} was trained on {which}: only others say what it is worth"
 
 
