@@ -147,3 +147,23 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_unbroken(folders: di
     assert first[1] == second[1]
     assert all(torch.equal(second[0][key], values) for key, values in first[0].items())
     assert curves(whole)["step"].tolist() == curves(broken)["step"].tolist()
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers through /proc")
+@pytest.mark.parametrize("of_one_rank", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_sigterm_keeps_the_step_that_all_ranks_are_at(
+    folders: dict[str, str], tmp_path: Path, of_one_rank: bool
+) -> None:
+    """To torchrun, which hands it on, as a queue's end of a job does; or to the rank alone that does not write."""
+    out = tmp_path / "run"
+    settings = ("steps=100000", "batch=2", "checkpoint_every=30")
+    process = subprocess.Popen(
+        command(2, folders, out, *settings), env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline and not checkpoints(out):
+        time.sleep(0.02)
+    os.kill(max(children(process.pid)) if of_one_rank else process.pid, signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert f"stopped after step {int(checkpoints(out)[-1].stem)} of 100000; go on with --resume" in messages

@@ -14,28 +14,39 @@ from . import ranks
 def finishing_first(echo: Callable[[str], None], until: str = "this step") -> Iterator[Callable[[], bool]]:
     """Within: Ctrl-C is only noted, and the function this gives says so; a second one stops at once.
 
-    So is every other signal that does what Ctrl-C does, as SIGTERM in `eguot-sdk`. Not beside other processes, which
-    would wait for this one, nor where somebody else decides what Ctrl-C does. `until`: what the loop will finish first,
-    for the message.
+    So is every other signal that does what Ctrl-C does, as SIGTERM in `eguot-sdk`, and of several processes SIGTERM
+    and SIGHUP, which torchrun hands on. These must all ask at the same step: where one was told, all hear of it.
+    Nothing changes where somebody else decides what Ctrl-C does. `until`: what the loop will finish first, for the
+    message.
     """
-    asked = False
+    told = False
 
     def note(*_: object) -> None:
-        nonlocal asked
-        asked = True
+        nonlocal told
+        told = True
         restore()
         echo(f"stopping after {until}; Ctrl-C again stops at once")
 
     def restore() -> None:
-        for number in usual:
-            signal.signal(number, signal.default_int_handler)
+        for number, handler in usual.items():
+            signal.signal(number, handler)
 
-    usual = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.default_int_handler]
-    if ranks.world() > 1 or threading.current_thread() is not threading.main_thread():
-        usual = []
+    usual: dict[int, signal.Handlers | Callable[..., object]] = {}
+    if threading.current_thread() is threading.main_thread():
+        usual = dict.fromkeys(_with_handler(signal.default_int_handler), signal.default_int_handler)
+        if ranks.world() > 1:
+            usual |= {n: signal.SIG_DFL for n in _with_handler(signal.SIG_DFL) if n in _ends_a_job()}
     for number in usual:
         signal.signal(number, note)
     try:
-        yield lambda: asked
+        yield lambda: ranks.any_of(told)
     finally:
         restore()
+
+
+def _with_handler(handler: object) -> list[int]:
+    return [number for number in signal.valid_signals() if signal.getsignal(number) == handler]
+
+
+def _ends_a_job() -> list[int]:
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

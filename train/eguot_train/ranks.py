@@ -151,6 +151,13 @@ def mean_of(values: Mapping[str, float], device: torch.device) -> dict[str, floa
     return dict(zip(values, mean(torch.tensor(list(values.values()), device=device)).tolist(), strict=True))
 
 
+def any_of(flag: bool) -> bool:
+    """Whether the flag of one rank at least is set, on every rank."""
+    if world() == 1:
+        return flag
+    return bool(total(torch.tensor(float(flag), device="cuda" if dist.get_backend() == "nccl" else "cpu")) > 0)
+
+
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace gradients by their mean over the ranks."""
     if world() == 1:

@@ -272,21 +272,20 @@ def _train(
                 fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.means))
                 reference = Reference(fixed.alignment)
                 batches.realign(fixed.alignment)
-            if not first:
-                continue
-            if config.val and (done % config.val_every == 0 or done == config.steps):
+            if first and config.val and (done % config.val_every == 0 or done == config.steps):
                 score = validate(ema, judges, config, warn)
                 if score is not None:
                     log.write(done, {"val_psnr_db": score})
-            if done % config.sheet_every == 0 or done == config.steps:
+            if first and (done % config.sheet_every == 0 or done == config.steps):
                 save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
                 if config.unpaired and "srgb" not in sources.streamed:
                     photo_weights.save(out, sources.photos)
             stop_here = asked_to_stop()
-            if done % config.checkpoint_every == 0 or done == config.steps or stop_here:
+            if first and (done % config.checkpoint_every == 0 or done == config.steps or stop_here):
                 log.flush()
                 keep(done)
             if stop_here and done < config.steps:
+                ranks.wait()  # whoever ends first, torchrun kills the others
                 told_how = f"stopped after step {done} of {config.steps}; go on with --resume"
                 echo(told_how)
                 raise KeyboardInterrupt(told_how)
