@@ -1,7 +1,8 @@
 """Run a camera ISP: raw Bayer in, sRGB out.
 
-    from eguot_sdk import ISP
+    from eguot_sdk import ISP, write_image
     rgb = ISP.load("look.w8a8.tflite").process("IMG.dng")    # uint8 [H, W, 3], sRGB, upright
+    write_image("IMG.jpg", rgb)
 
 Names are loaded when first used, so importing the package loads no runtime and no raw reader.
 """
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import EguotError
     from .isp import ISP
+    from .output import write_image
     from .raw import Overrides, RawFrame, read_raw
     from .spec import IspSpec
 
-__all__ = ["ISP", "EguotError", "IspSpec", "Overrides", "RawFrame", "read_raw"]
+__all__ = ["ISP", "EguotError", "IspSpec", "Overrides", "RawFrame", "read_raw", "write_image"]
 
 _HOME = {
     "ISP": "isp",
@@ -26,10 +28,13 @@ _HOME = {
     "Overrides": "raw",
     "RawFrame": "raw",
     "read_raw": "raw",
+    "write_image": "output",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module(".cli", __name__).version()
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

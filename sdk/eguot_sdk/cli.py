@@ -265,6 +265,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 @click.option(
     "--bits", type=click.Choice(["8", "16"]), default="8", show_default=True, help="16: float ISPs, png and tiff."
 )
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of JPEG pictures.")
 @click.option(
     "--exposure",
     type=click.FloatRange(-16, 16),
@@ -314,6 +315,7 @@ def process(
     tile: int | Literal["whole"] | None,
     format_: str | None,
     bits: str,
+    quality: int,
     exposure: float,
     wb: tuple[float, float, float] | Literal["auto"] | None,
     black_level: tuple[float, float, float, float] | None,
@@ -353,6 +355,7 @@ def process(
         tile=tile,
         delegate=delegate,
         bits=8 if bits == "8" else 16,
+        quality=quality,
         exposure=exposure,
         lens_shading=lens_shading,
         overrides=overrides,

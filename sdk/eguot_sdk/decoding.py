@@ -2,7 +2,8 @@
 
 `Decoder` starts the process when it is first used and again after it died or was ended. What comes back through the
 pipe is checked like any frame: the mosaic may not be larger than allowed, and `RawFrame` checks the rest.
-Protocol: a line of JSON each way, and after the answer the mosaic, uint16 in the order of this machine, row by row.
+Protocol: a line of JSON each way, and after the answer the mosaic, uint16, and the points of the gain maps that it
+names, float32, both in the order of this machine, row by row.
 """
 
 from __future__ import annotations
@@ -10,26 +11,30 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import CorruptRaw, EguotError, MissingDependency, RawError, UnsupportedRaw
 from .raw import AS_IN_FILE, MAX_PIXELS, MIN_SIDE, Overrides, RawFrame, read_raw
-from .shading import LensShading, shaded
+from .shading import MAX_POINTS, GainMap
 
 MAX_SECONDS = 120.0
+GRACE_S = 10
+"""Seconds after its time that a decoder ends itself, should nobody be left to do it."""
 MAX_MEMORY_BYTES = 4 << 30
+Number = TypeVar("Number", bound=np.generic)
 MAX_HEADER_BYTES = 1 << 20
 PACKAGES = Path(__file__).resolve().parents[1]
 ERRORS = {kind.__name__: kind for kind in (RawError, UnsupportedRaw, CorruptRaw)}
@@ -48,20 +53,20 @@ class Decoder:
             path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 # -P: a folder of raws that is also the current one must not choose what gets imported.
-                [sys.executable, "-P", "-m", "eguot_sdk.decoding", str(self.max_memory_bytes)],
+                [sys.executable, "-P", "-m", "eguot_sdk.decoding", str(self.max_memory_bytes), str(self.max_seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
             )
 
-    def read(self, path: Path, *, overrides: Overrides = AS_IN_FILE, lens_shading: LensShading = "auto") -> RawFrame:
-        """`read_raw` with the lens shading applied. Raises RawError where the file cannot be read, whatever happens."""
+    def read(self, path: Path, *, overrides: Overrides = AS_IN_FILE) -> RawFrame:
+        """`read_raw` there. Raises RawError where the file cannot be read, whatever happens."""
         self.start()
         process = self._process
         assert process is not None
         assert process.stdin is not None
         assert process.stdout is not None
-        request = {"path": os.path.abspath(path), "name": str(path), "shading": lens_shading}
+        request = {"path": os.path.abspath(path), "name": str(path)}
         overdue = threading.Event()
 
         def end() -> None:
@@ -74,15 +79,21 @@ class Decoder:
             process.stdin.write(json.dumps({**request, "overrides": asdict(overrides)}).encode() + b"\n")
             process.stdin.flush()
             frame = _receive(process.stdout)
-        except (OSError, EOFError) as error:
+        except EguotError:
+            raise
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # an answer that is none: it may be taken over
             status = self._end()
             if overdue.is_set():
                 problem = f"took more than {self.max_seconds:g} s to decode and was given up"
             else:
                 problem = f"the decoder died of it (status {status})"
             raise CorruptRaw(f"{path}: {problem}: the file is damaged, or too large for this machine") from error
-        except EguotError:
-            raise
         except BaseException:
             self._end()  # half an answer may be left in the pipe
             raise
@@ -129,15 +140,32 @@ def _receive(stream: IO[bytes]) -> RawFrame:
     height, width = header.pop("height"), header.pop("width")
     if not (height >= MIN_SIDE and width >= MIN_SIDE and height * width <= MAX_PIXELS):
         raise EOFError
-    mosaic: NDArray[np.uint16] = np.empty((height, width), np.uint16)
-    view, at = mosaic.data.cast("B"), 0
+    mosaic = _filled(stream, np.empty((height, width), np.uint16))
+    if header["gain_maps"] is not None:
+        header["gain_maps"] = tuple(_gain_map(stream, facts) for facts in header["gain_maps"])
+    return _frame(mosaic, header)
+
+
+def _gain_map(stream: IO[bytes], facts: Mapping[str, Any] | None) -> GainMap | None:
+    if facts is None:
+        return None
+    height, width = facts["shape"]
+    if not (height >= 1 and width >= 1 and height * width <= MAX_POINTS):
+        raise EOFError
+    points = _filled(stream, np.empty((height, width), np.float32))
+    spacing, origin, area = (tuple(facts[name]) for name in ("spacing", "origin", "area"))
+    return GainMap(points=points, spacing=spacing, origin=origin, area=area)
+
+
+def _filled(stream: IO[bytes], array: NDArray[Number]) -> NDArray[Number]:
+    view, at = array.data.cast("B"), 0
     while at < len(view):
         count = cast("io.BufferedReader", stream).readinto(view[at:])
         if not count:
             raise EOFError
         at += count
-    mosaic.setflags(write=False)
-    return _frame(mosaic, header)
+    array.setflags(write=False)
+    return array
 
 
 def _frame(mosaic: Any, header: Mapping[str, Any]) -> RawFrame:
@@ -150,12 +178,13 @@ def _frame(mosaic: Any, header: Mapping[str, Any]) -> RawFrame:
     return RawFrame(mosaic=mosaic, **values)
 
 
-def _answer(out: BinaryIO, request: Mapping[str, Any]) -> None:
+def _answer(out: BinaryIO, request: Mapping[str, Any], seconds: int) -> None:
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in request["overrides"].items()
     }
     try:
-        frame = shaded(read_raw(request["path"], overrides=Overrides(**given), copy=False), request["shading"])
+        with _at_most(seconds):
+            frame = read_raw(request["path"], overrides=Overrides(**given), copy=False)
     except (EguotError, MemoryError) as error:
         text = (
             str(error).replace(request["path"], request["name"], 1)
@@ -174,6 +203,7 @@ def _answer(out: BinaryIO, request: Mapping[str, Any]) -> None:
         "white": frame.white,
         "white_balance": frame.white_balance,
         "matrix": None if frame.matrix is None else frame.matrix.tolist(),
+        "gain_maps": None if frame.gain_maps is None else [_facts(gain_map) for gain_map in frame.gain_maps],
         "orientation": frame.orientation,
         "pixel_aspect": frame.pixel_aspect,
         "exif": dict(frame.exif),
@@ -182,18 +212,41 @@ def _answer(out: BinaryIO, request: Mapping[str, Any]) -> None:
     }
     out.write(json.dumps(header).encode() + b"\n")
     out.write(np.ascontiguousarray(frame.mosaic).data)
+    for gain_map in frame.gain_maps or ():
+        if gain_map is not None:
+            out.write(np.ascontiguousarray(gain_map.points, np.float32).data)
     out.flush()
+
+
+def _facts(gain_map: GainMap | None) -> dict[str, Any] | None:
+    if gain_map is None:
+        return None
+    return {"shape": gain_map.points.shape} | {name: getattr(gain_map, name) for name in ("spacing", "origin", "area")}
 
 
 def main() -> None:
     """Answer requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; who started it ends it
     _limit_memory(int(sys.argv[1]))
+    seconds = math.ceil(float(sys.argv[2])) + GRACE_S
     # Answers go to a descriptor that nothing else writes to; what a library prints joins the errors.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)
         for line in sys.stdin.buffer:
-            _answer(out, json.loads(line))
+            _answer(out, json.loads(line), seconds)
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """End this process, whatever it is at, where the block takes longer. Who asked does so before, if still there."""
+    if not hasattr(signal, "alarm"):  # Windows
+        yield
+        return
+    signal.alarm(seconds)  # its default is to end the process
+    try:
+        yield
+    finally:
+        signal.alarm(0)
 
 
 def _limit_memory(limit: int) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .chatter import quiet
 from .errors import EguotError, OutputError, RawError, UsageError
-from .output import SUFFIXES, remove_leftovers, write_image
+from .output import JPEG_QUALITY, SUFFIXES, remove_leftovers, write_image
 from .paths import visible_files
 from .progress import Progress, progress_bar
 from .raw import RAW_SUFFIXES
@@ -118,6 +118,7 @@ class Settings:
     tile: int | Literal["whole"] | None = None
     delegate: Path | None = None
     bits: Literal[8, 16] = 8
+    quality: int = JPEG_QUALITY
     exposure: float = 0.0
     lens_shading: LensShading = "auto"
     overrides: Overrides | None = None
@@ -190,6 +191,7 @@ class _Run:
         """Develop every job and wait until the last picture is written."""
         from .decoding import Decoder
         from .raw import AS_IN_FILE
+        from .shading import shaded
 
         overrides = self.settings.overrides or AS_IN_FILE
         settings = self.settings
@@ -201,7 +203,7 @@ class _Run:
                     raise OutputError(
                         f"{job.raw}: its picture {job.picture} exists; use --overwrite or --skip-existing"
                     )
-                return decoder.read(job.raw, overrides=overrides, lens_shading=settings.lens_shading)
+                return shaded(decoder.read(job.raw, overrides=overrides), settings.lens_shading)
 
             from .isp import ISP, check_bits
 
@@ -248,7 +250,7 @@ class _Run:
             exif = frame.exif
             del frame
             self._finish_writing()
-            self.writing = job, writer.submit(_write, job, rgb, exif)
+            self.writing = job, writer.submit(_write, job, rgb, exif, self.settings.quality)
             del rgb
             if large:
                 self._finish_writing()
@@ -273,12 +275,12 @@ class _Run:
         self.bar.update()
 
 
-def _write(job: Job, rgb: Any, exif: Any) -> None:
+def _write(job: Job, rgb: Any, exif: Any, quality: int) -> None:
     try:
         job.picture.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{job.picture.parent}: cannot be made ({error.strerror or error})") from error
-    write_image(job.picture, rgb, exif=exif)
+    write_image(job.picture, rgb, exif=exif, quality=quality)
 
 
 def _notes(frame: RawFrame) -> list[str]:

@@ -251,9 +251,9 @@ def tag_matrix(tiff: Tiff) -> tuple[NDArray[np.float64], str] | None:
 
 
 def tag_exif(tiff: Tiff) -> dict[str, str | int | float]:
-    """The EXIF values of a file by name; absent, zero and unreadable ones are left out."""
+    """The EXIF values of a file by name, and BaselineExposure of a DNG; what is absent, zero or unreadable is not."""
     result: dict[str, str | int | float] = {}
-    for name in ("Make", "Model", "LensModel"):
+    for name in ("Make", "Model", "LensModel", "Artist", "Copyright"):
         text = _text(tiff, name)
         if text:
             result[name] = text
@@ -264,6 +264,9 @@ def tag_exif(tiff: Tiff) -> dict[str, str | int | float]:
         value = tiff.find(name)
         if value and not isinstance(value, str) and math.isfinite(value[0]) and 0 < value[0] < 1e9:
             result[name] = int(value[0]) if name == "ISO" else float(value[0])
+    stops = tiff.find("BaselineExposure")
+    if stops and not isinstance(stops, str) and 0 < abs(stops[0]) <= 16:
+        result["BaselineExposure"] = float(stops[0])
     return result
 
 

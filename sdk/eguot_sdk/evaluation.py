@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from .errors import EguotError, OutputError, UsageError
 from .likeness import SPECTRUM, PictureSet, PictureSummary, summarise
-from .metrics import delta_e_2000, ms_ssim, psnr, psnr_affine, ssim
+from .metrics import WINDOW, delta_e_2000, ms_ssim, psnr, psnr_affine, ssim
 from .output import written_beside
 from .pairs import PairLike
 from .paths import encoded
 from .progress import progress_bar
 from .raw import RawFrame
-from .registration import register
+from .registration import LEAST_SIDE, register
 from .workers import core_count, map_processes
 
 Protocol = Literal["plain", "aligned", "ntire26"]
@@ -297,11 +297,14 @@ def score_image(
     protocol: Protocol = "plain",
     perceptual: Perceptual | None = None,
 ) -> ImageScore:
-    """All metrics of one image; both uint8 sRGB [H, W, 3]. Raises EguotError where the sizes differ."""
+    """All metrics of one image; both uint8 sRGB [H, W, 3]. Raises EguotError where sizes differ or are too small."""
     if protocol == "ntire26" and picture.shape != truth.shape:
         truth = _resized(truth, picture.shape[:2])
     if picture.shape != truth.shape:
         raise EguotError(f"pair {name}: the picture is {list(picture.shape)}, the truth {list(truth.shape)}")
+    least = LEAST_SIDE if protocol == "aligned" else WINDOW
+    if min(picture.shape[:2]) < least:
+        raise EguotError(f"pair {name}: {list(picture.shape)}, too small to score: {least} x {least} pixels are needed")
     if protocol == "aligned":
         return _aligned_score(name, picture, truth, perceptual)
     return ImageScore(

@@ -16,7 +16,8 @@ from .ispfile import describe
 from .output import square_size
 from .paths import kind_of, refuse_run
 from .protofile import describe_mlpackage, describe_onnx
-from .raw import RawFrame, read_raw
+from .raw import RawFrame
+from .shading import shaded
 
 PLANES = "R, Gr, Gb, B"
 
@@ -39,15 +40,15 @@ def inspect_file(path: Path) -> dict[str, Any]:
     if suffix == ".onnx":
         return _facts(path, describe_onnx(path))
     from .chatter import quiet
+    from .decoding import Decoder
 
-    with quiet():
-        frame = read_raw(path)
-    return raw_facts(frame)
+    with quiet(), Decoder() as decoder:
+        return raw_facts(decoder.read(path))
 
 
 def raw_facts(frame: RawFrame) -> dict[str, Any]:
     """Every value of a raw that the ISP will use: {"value", "from"} each, with counts and warnings."""
-    gains, gains_origin = balanced_gains(frame)
+    gains, gains_origin = balanced_gains(shaded(frame, "auto"))
     matrix, matrix_origin = color_matrix(frame)
     height, width = square_size(frame.height, frame.width, frame.pixel_aspect)
     if frame.orientation >= 5:
@@ -180,4 +181,9 @@ def _tree(value: Any, indent: str) -> list[str]:
         else:
             shown = ", ".join(map(str, item)) if isinstance(item, list | tuple) else item
             lines.append(f"{indent}{key:16} {shown}")
-    return lines
+    return [_printable(line) for line in lines]
+
+
+def _printable(text: str) -> str:
+    """Texts of a file could move the cursor, or look like lines of ours."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

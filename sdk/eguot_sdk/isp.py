@@ -8,6 +8,7 @@ bit for bit for integer ISPs, within rounding for float ones. Writing files is `
 from __future__ import annotations
 
 import math
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,10 +29,10 @@ from .ingest import Ingest, dequantise, quantise
 from .ispfile import read_spec
 from .output import Picture, lying, to_square_pixels, upright
 from .paths import DEFAULT_ISP, named_isp
-from .raw import AS_IN_FILE, Overrides, RawFrame, read_raw
+from .raw import AS_IN_FILE, BytesLike, Overrides, RawFrame, read_raw
 from .runtimes import Runtime, RuntimeFactory, check_tensors, runtime_factory
 from .runtimes.fake import FakeRuntime, fake_spec
-from .shading import LensShading, shaded
+from .shading import LensShading, check_lens_shading, shaded
 from .spec import IspSpec, TensorSpec
 from .tiling import TileSide, Tiling, auto_tile, plan, tile_side
 from .workers import core_count
@@ -52,7 +53,7 @@ UNSHARED = sys.getrefcount(_probe[0])
 """What `getrefcount` says of an array that only a list refers to."""
 
 Storer = Callable[[NDArray[Any], NDArray[Any]], None]
-Source = str | Path | bytes | BinaryIO | RawFrame | NDArray[Any]
+Source = str | os.PathLike[str] | BytesLike | BinaryIO | RawFrame | NDArray[Any]
 Progress = Callable[[int, int], None]
 """Called in the caller's thread with (tiles done, tiles of this frame). To cancel, raise from it."""
 
@@ -148,9 +149,7 @@ class ISP:
         place of the file's. `progress`: called after every tile; what it raises ends the work and is raised here, so
         raise from it to cancel. It cannot use this ISP. Raises RawError, IspFileError or UsageError.
         """
-        if not (isinstance(exposure, Real) and abs(exposure) <= MAX_EXPOSURE_EV):
-            raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
-        check_bits(self.spec, bits)
+        self._check(exposure, bits)
         store = _storer(self.spec.output, bits)
         frame = shaded(_frame_of(source, like, overrides), lens_shading)
         ingest = Ingest(frame, self.spec, float(exposure))
@@ -185,9 +184,25 @@ class ISP:
         buffer.
         A source that cannot be read ends the stream with its error. Leaving the stream waits until the source has given
         what was asked of it, for at most 2 seconds: stop a camera after that.
+        Raises UsageError at once where an argument does not fit.
         """
-        iterator = iter(sources)
+        self._check(exposure, bits)
+        check_lens_shading(lens_shading)
+        if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | RawFrame) or (
+            isinstance(sources, np.ndarray) and sources.ndim < 3
+        ):
+            raise UsageError("stream takes several sources: give a list, or use `process` for one")
+        return self._streamed(iter(sources), like, exposure, bits, lens_shading, overrides)
 
+    def _streamed(
+        self,
+        iterator: Iterator[Source],
+        like: RawFrame | None,
+        exposure: float,
+        bits: Literal[8, 16],
+        lens_shading: LensShading,
+        overrides: Overrides,
+    ) -> Iterator[Picture]:
         def read_next() -> RawFrame | None:
             for source in iterator:
                 if isinstance(source, np.ndarray):
@@ -263,6 +278,11 @@ class ISP:
             f"ISP({self.spec.name!r}, {self.spec.precision}, {self.runtime}, "
             f"threads={self.threads}, tile={self.tile!r})"
         )
+
+    def _check(self, exposure: float, bits: int) -> None:
+        if not (isinstance(exposure, Real) and abs(exposure) <= MAX_EXPOSURE_EV):
+            raise UsageError(f"the exposure must be in -{MAX_EXPOSURE_EV:g}..{MAX_EXPOSURE_EV:g} EV, not {exposure!r}")
+        check_bits(self.spec, bits)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -69,7 +69,7 @@ def _opened(source: Path | BinaryIO, *, close: bool) -> Iterator[Any]:
         import rawpy
     except ImportError as error:
         raise MissingDependency("rawpy", needed_for="reading raw files", pip="rawpy") from error
-    raw = rawpy.RawPy()
+    raw, whole = rawpy.RawPy(), False
     try:
         if isinstance(source, Path):
             raw.open_file(str(source))
@@ -77,6 +77,7 @@ def _opened(source: Path | BinaryIO, *, close: bool) -> Iterator[Any]:
             source.seek(0)
             raw.open_buffer(source)
         yield raw
+        whole = True
     except (rawpy.LibRawTooBigError, rawpy.LibRawUnsufficientMemoryError, MemoryError) as error:
         raise RawError(
             "it claims a picture too big for LibRaw's memory limit: the file is damaged or too large"
@@ -94,7 +95,7 @@ def _opened(source: Path | BinaryIO, *, close: bool) -> Iterator[Any]:
             "LibRaw could not decode its pixel data: the file is damaged, copy it again from the camera"
         ) from error
     finally:
-        if close:
+        if close or not whole:  # an error that somebody keeps would keep it open
             raw.close()
 
 

@@ -20,10 +20,10 @@ Picture = NDArray[np.uint8]
 Array = NDArray[Any]
 
 _STRIP = 64
-_WINDOW = 11
+WINDOW = 11
 _SIGMA = 1.5
 _MS_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-MS_SSIM_SIDE = _WINDOW * 2 ** (len(_MS_WEIGHTS) - 1)
+MS_SSIM_SIDE = WINDOW * 2 ** (len(_MS_WEIGHTS) - 1)
 """Smallest side that leaves the coarsest scale of MS-SSIM a window."""
 
 # IEC 61966-2-1 primaries with a D65 white of 0.95047, 1, 1.08883.
@@ -70,12 +70,12 @@ def ssim(picture: Picture, truth: Picture, mask: NDArray[np.bool_] | None = None
     """
     _check(picture, truth)
     height, width = truth.shape[:2]
-    if min(height, width) < _WINDOW:
-        raise UsageError(f"ssim needs pictures of at least {_WINDOW}x{_WINDOW} pixels, not {width}x{height}")
-    half = _WINDOW // 2
+    if min(height, width) < WINDOW:
+        raise UsageError(f"ssim needs pictures of at least {WINDOW}x{WINDOW} pixels, not {width}x{height}")
+    half = WINDOW // 2
     total, counted = 0.0, 0
-    for top in range(0, height - _WINDOW + 1, _STRIP):
-        rows = slice(top, min(top + _STRIP + _WINDOW - 1, height))
+    for top in range(0, height - WINDOW + 1, _STRIP):
+        rows = slice(top, min(top + _STRIP + WINDOW - 1, height))
         luminance, structure = _ssim_maps(_centred(picture[rows]), _centred(truth[rows]))
         luminance *= structure
         if mask is not None:
@@ -191,7 +191,7 @@ def _halved(image: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _filter(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Gaussian window over the first two axes, where it fits: [h, w, 3] -> [h - 10, w - 10, 3]."""
-    half = _WINDOW // 2
+    half = WINDOW // 2
     taps = np.exp(-0.5 * (np.arange(-half, half + 1) / _SIGMA) ** 2)
     taps = (taps / taps.sum()).astype(np.float32)
     for _ in range(2):

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import hashlib
 import io
 import os
+import platform
 import re
 import secrets
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from fractions import Fraction
@@ -30,12 +33,16 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".tif": "tiff", ".tiff": "tiff"}
 MAX_JPEG_SIDE = 65500
+JPEG_QUALITY = 95
 PNG_BAND_ROWS = 64
 JPEG_BAND_PIXELS = 1 << 20
+SQUARED_ROWS = 32
 SQUARE_ENOUGH = 0.005
 """Pixels whose aspect is so near to 1 are left as they are: LibRaw's own threshold."""
 
-LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<place>[0-9a-f]{8})-(?P<process>\d{1,9})-[0-9a-f]{12}\.part", re.DOTALL)
+ABANDONED_S = 24 * 3600
+"""Age of a part of another machine or container beyond which nobody writes to it any more."""
 
 # What file systems say that cannot sync a folder, or not one that may only be written to.
 REFUSALS = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EACCES, errno.EPERM, errno.EBADF)
@@ -49,7 +56,7 @@ EXIF_TAGS = {"ExposureTime": 33434, "FNumber": 33437, "ISO": 34855, "FocalLength
 DATE_TIME_ORIGINAL, ORIENTATION, COLOR_SPACE, EXIF_IFD = 36867, 274, 40961, 34665
 
 
-def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, quality: int = 95) -> Path:
+def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, quality: int = JPEG_QUALITY) -> Path:
     """Write uint8 or uint16 [H, W, 3] sRGB to `path`; the suffix chooses .jpg .jpeg .png .tif .tiff.
 
     `exif`: values by EXIF name (`RawFrame.exif`); names it does not know are left out, orientation is always 1.
@@ -80,7 +87,7 @@ def write_image(path: str | Path, rgb: Picture, *, exif: Exif | None = None, qua
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that becomes `path` when the block ends well and vanishes when it does not. Raises OutputError."""
-    beside = path.with_name(f".{_start_of_name(path)}.{os.getpid()}-{secrets.token_hex(6)}.part")
+    beside = path.with_name(f".{_start_of_name(path)}.{_place()}-{os.getpid()}-{secrets.token_hex(6)}.part")
     try:
         try:
             with beside.open("xb") as file:
@@ -118,7 +125,10 @@ def _sync_folder(folder: Path) -> None:
 
 
 def remove_leftovers(paths: Iterable[Path]) -> None:
-    """Delete what `written_beside` left of these paths in processes that were killed; what cannot be deleted stays."""
+    """Delete what `written_beside` left of these paths in processes that were killed; what cannot be deleted stays.
+
+    Of processes elsewhere, on another machine that shares the folder or in another container, only what is a day old.
+    """
     names: dict[Path, set[str]] = {}
     for path in paths:
         names.setdefault(path.parent, set()).add(_start_of_name(path))
@@ -126,9 +136,21 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
         with contextlib.suppress(OSError):
             for part in folder.glob(".*.part"):
                 found = LEFTOVER.fullmatch(part.name)
-                if found and found["name"] in expected and not _runs(int(found["process"])):
-                    with contextlib.suppress(OSError):
+                if not found or found["name"] not in expected:
+                    continue
+                with contextlib.suppress(OSError):
+                    here = found["place"] == _place()
+                    if not (_runs(int(found["process"])) if here else time.time() - part.stat().st_mtime < ABANDONED_S):
                         part.unlink()
+
+
+@functools.cache
+def _place() -> str:
+    """Eight hex digits that name where numbers of processes mean the same: this start of this machine or container."""
+    facts = [platform.node()]
+    with contextlib.suppress(OSError):
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return hashlib.sha256("\n".join(facts).encode(errors="replace")).hexdigest()[:8]
 
 
 def _runs(process: int) -> bool:
@@ -150,16 +172,18 @@ def to_square_pixels(rgb: Picture, pixel_aspect: float) -> Picture:
     """
     if abs(pixel_aspect - 1.0) < SQUARE_ENOUGH:
         return rgb
-    axis, factor = (1, pixel_aspect) if pixel_aspect > 1 else (0, 1 / pixel_aspect)
-    size = rgb.shape[axis]
-    place = np.arange(square_size(rgb.shape[0], rgb.shape[1], pixel_aspect)[axis]) / factor
-    low = np.minimum(place.astype(np.intp), size - 1)
-    high = np.minimum(low + 1, size - 1)
-    weight = (place - low).astype(np.float32)
-    weight = weight[None, :, None] if axis == 1 else weight[:, None, None]
-    below, above = np.take(rgb, low, axis), np.take(rgb, high, axis)
-    mixed = below + (above.astype(np.float32) - below) * weight
-    square: Picture = np.floor(mixed + 0.5).astype(rgb.dtype)
+    height, width = square_size(rgb.shape[0], rgb.shape[1], pixel_aspect)
+    square: Picture = np.empty((height, width, 3), rgb.dtype)
+    # Along the rows of both, whichever axis it is; a band at a time, for the floats are larger than the picture.
+    lines, out = (rgb, square) if pixel_aspect > 1 else (rgb.swapaxes(0, 1), square.swapaxes(0, 1))
+    place = np.arange(out.shape[1]) / (pixel_aspect if pixel_aspect > 1 else 1 / pixel_aspect)
+    low = np.minimum(place.astype(np.intp), lines.shape[1] - 1)
+    high = np.minimum(low + 1, lines.shape[1] - 1)
+    weight = (place - low).astype(np.float32)[None, :, None]
+    for top in range(0, len(lines), SQUARED_ROWS):
+        below, above = (lines[top : top + SQUARED_ROWS, index] for index in (low, high))
+        mixed = below + (above.astype(np.float32) - below) * weight
+        out[top : top + SQUARED_ROWS] = np.floor(mixed + 0.5).astype(rgb.dtype)
     return square
 
 

@@ -46,9 +46,14 @@ MAX_FILE_BYTES = 2**30
 LEVEL_TOLERANCE = 2.0
 # Gains of red and blue over green that no light and no sensor give.
 ABSURD_BELOW, ABSURD_ABOVE = 0.05, 20.0
+GAIN_RATIO = 1e6
+"""Gains over green beyond which, or below the inverse of which, a white balance is taken for none."""
+ASPECTS = 0.25, 4.0
+"""Of pixels; those of real cameras lie between 0.5 and 1.6."""
 
 Four = tuple[float, float, float, float]
 Three = tuple[float, float, float]
+BytesLike = bytes | bytearray | memoryview
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -84,12 +89,16 @@ class RawFrame:
         _check_mosaic(self.mosaic)
         _check_cfa(self.cfa)
         _check_levels(self.black, self.white)
+        if self.white_balance is not None:
+            _known_balance(self.white_balance)
         if self.matrix is not None:
             _check_matrix(self.matrix)
         if self.orientation not in range(1, 9):
             raise RawError(f"the orientation must be an EXIF one, 1 to 8, not {self.orientation!r}")
-        if not 0.1 <= self.pixel_aspect <= 10.0:
-            raise RawError(f"the pixel aspect must be between 0.1 and 10, not {self.pixel_aspect!r}")
+        if not ASPECTS[0] <= self.pixel_aspect <= ASPECTS[1]:
+            raise RawError(f"the pixel aspect must be between {ASPECTS[0]} and {ASPECTS[1]}, not {self.pixel_aspect!r}")
+        if self.mosaic.size * max(self.pixel_aspect, 1 / self.pixel_aspect) > MAX_PIXELS:
+            raise RawError(f"with square pixels it would have more than {MAX_PIXELS // 10**6} megapixels")
 
     @property
     def height(self) -> int:
@@ -145,6 +154,11 @@ class RawFrame:
         with the pixels of a row side by side. Do not write to it while the frame is in use. Raises RawError.
         """
         array = np.asarray(mosaic)
+        if self.gain_maps is not None and array.shape != self.mosaic.shape:
+            raise RawError(
+                f"a mosaic of {list(array.shape)} for a camera whose lens shading is known for "
+                f"{list(self.mosaic.shape)}: give whole frames, or `dataclasses.replace(frame, gain_maps=None)`"
+            )
         if array.ndim == 2 and array.dtype == np.uint16 and array.strides[1] == 2 <= array.strides[0]:
             view = array.view()
             view.setflags(write=False)
@@ -177,17 +191,23 @@ class Overrides:
         gains = self.white_balance
         if gains is None or (isinstance(gains, str) and gains == "auto"):
             return
-        balance = scaled_balance(gains)
-        if balance is None:
-            raise RawError(f"the white balance must be three gains above 0, not {list(gains)}")
-        object.__setattr__(self, "white_balance", balance)
+        object.__setattr__(self, "white_balance", _known_balance(gains))
 
     def apply(self, frame: RawFrame) -> RawFrame:
-        """The frame with these values. Raises RawError where they make no sense."""
-        changes: dict[str, Any] = {
+        """The frame with these values. Raises RawError where they make no sense.
+
+        With another `cfa`, levels and gain maps stay with the pixels they belong to, and so change colours.
+        """
+        changes: dict[str, Any] = {}
+        if self.cfa is not None and self.cfa != frame.cfa:
+            for name in ("black", "white", "gain_maps"):
+                if (values := getattr(frame, name)) is not None:
+                    changes[name] = _rephased(values, frame.cfa, self.cfa)
+        given: dict[str, Any] = {
             name: value for name in ("cfa", "black", "white") if (value := getattr(self, name)) is not None
         }
-        origins = dict.fromkeys(changes, "argument")
+        changes |= given
+        origins = dict.fromkeys(given, "argument")
         if self.white_balance == "auto":
             changes["white_balance"], origins["white_balance"] = None, "left out on request"
         elif self.white_balance is not None:
@@ -201,27 +221,28 @@ AS_IN_FILE = Overrides()
 
 
 def read_raw(
-    source: str | Path | bytes | BinaryIO, *, overrides: Overrides = AS_IN_FILE, copy: bool = True
+    source: str | os.PathLike[str] | BytesLike | BinaryIO, *, overrides: Overrides = AS_IN_FILE, copy: bool = True
 ) -> RawFrame:
     """Read a camera's raw file: its visible Bayer mosaic with levels, colour and orientation.
 
-    `source`: a path, the bytes of a file, or an open binary file. `overrides`: values that a file lacks or gets wrong;
-    those of the file are then not even checked. `copy` False saves a copy of the mosaic by leaving
-    it in LibRaw's memory, and keeps the file open for as long as the frame lives. Raises UnsupportedRaw for a whole
-    file that is no Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot be opened. The message
-    begins with the name of the file.
+    `source`: a path, the bytes of a file (also as bytearray or memoryview), or an open binary file. `overrides`:
+    values that a file lacks or gets wrong; those of the file are then not even checked. `copy` False saves a copy of
+    the mosaic by leaving it in LibRaw's memory, and keeps the file open for as long as the frame lives. Raises
+    UnsupportedRaw for a whole file that is no Bayer mosaic, CorruptRaw for a damaged one, RawError for one that cannot
+    be opened. The message begins with the name of the file.
     """
     with _opened(source) as (stream, decodable, name):
         try:
             return _read(stream, decodable, name, overrides, copy)
         except RawError as error:
+            error.__traceback__ = None  # it leads to the picture, and whoever keeps the error would keep the file open
             raise type(error)(f"{name}: {error}") from error.__cause__
 
 
 @contextmanager
-def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, Path | BinaryIO, str]]:
+def _opened(source: str | os.PathLike[str] | BytesLike | BinaryIO) -> Iterator[tuple[BinaryIO, Path | BinaryIO, str]]:
     """A seekable stream for tags, what LibRaw opens, and a name for messages."""
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         path = Path(source)
         if (kind := kind_of(path, RawError)) != "file":
             raise RawError(f"{path}: {'a folder' if kind else 'no such file'}; expected a raw file")
@@ -234,10 +255,17 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[tuple[BinaryIO, P
         with stream:
             yield stream, path if same else stream, str(path)
         return
-    if not isinstance(source, bytes) and not hasattr(source, "read"):
+    name = str(getattr(source, "name", "raw data"))
+    if isinstance(source, bytes | bytearray | memoryview):
+        data: BytesLike = source
+    elif isinstance(source, io.TextIOBase):
+        raise UsageError(f"{name}: a file opened for text; open it with 'rb'")
+    elif hasattr(source, "read"):
+        data = source.read(MAX_FILE_BYTES + 1)
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise UsageError(f"{name}: reading it gives {type(data).__name__}, no bytes; open it with 'rb'")
+    else:
         raise UsageError(f"expected a path, bytes or an open binary file, not {type(source).__name__}")
-    data = source if isinstance(source, bytes) else source.read(MAX_FILE_BYTES + 1)
-    name = "raw data" if isinstance(source, bytes) else str(getattr(source, "name", "raw data"))
     buffer = io.BytesIO(data)
     yield buffer, buffer, name
 
@@ -264,7 +292,7 @@ def _read(stream: BinaryIO, decodable: Path | BinaryIO, name: str, overrides: Ov
             raise UnsupportedRaw(f"{kind}, not a camera raw: give the raw file of the camera") from error
         raise
     if overrides.cfa is not None:
-        tags, picture = dataclasses.replace(tags, cfa=None), dataclasses.replace(picture, cfa=overrides.cfa)
+        tags, picture = dataclasses.replace(tags, cfa=None), _with_phase(picture, overrides.cfa)
     # Before the frame is made, for the levels of the file may be such that it cannot be.
     picture = dataclasses.replace(picture, **levels)
     _compare(picture, tags)
@@ -382,6 +410,17 @@ def _frame(
     )
 
 
+def _rephased(values: Sequence[Any], before: str, now: str) -> tuple[Any, ...]:
+    """Values of R, Gr, Gb, B by one phase -> those of the same pixels, named by another."""
+    moved = before.index("R") ^ now.index("R")
+    return tuple(values[plane ^ moved] for plane in range(4))
+
+
+def _with_phase(picture: libraw.LibRawPicture, cfa: str) -> libraw.LibRawPicture:
+    black, white = (_rephased(levels, picture.cfa, cfa) for levels in (picture.black, picture.white))
+    return dataclasses.replace(picture, cfa=cfa, black=black, white=white)
+
+
 def _by_plane(cell: Sequence[float], cfa: str) -> Four:
     """Values at [0,0] [0,1] [1,0] [1,1] -> values of R, Gr, Gb, B."""
     red = cfa.index("R")
@@ -439,7 +478,7 @@ def scaled_balance(gains: Sequence[float] | None) -> Three | None:
     if not all(math.isfinite(v) and v > 0 for v in values[:3]):
         return None
     red, blue = values[0] / values[1], values[2] / values[1]
-    if not all(1e-6 < v < 1e6 for v in (red, blue)):
+    if not all(1 / GAIN_RATIO < v < GAIN_RATIO for v in (red, blue)):
         return None
     return red, 1.0, blue
 
@@ -514,7 +553,18 @@ def _check_levels(black: Four, white: Four) -> None:
         )
 
 
+def _known_balance(gains: Sequence[float]) -> Three:
+    balance = scaled_balance(gains)
+    if balance is None:
+        raise RawError(
+            f"the white balance must be three gains above 0 and within {GAIN_RATIO:g} of one another, not {gains!r:.80}"
+        )
+    return balance
+
+
 def _check_matrix(matrix: NDArray[np.float64]) -> None:
+    if not isinstance(matrix, np.ndarray):
+        raise RawError(f"the camera matrix must be an array [3, 3], not {matrix!r:.80}: use RawFrame.from_array")
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > 1e3:
         raise RawError(f"the camera matrix must be 3 x 3 numbers of ordinary size, not {matrix.tolist()!r:.120}")
     if abs(np.linalg.det(matrix)) < 1e-6:

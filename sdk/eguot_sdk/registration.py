@@ -19,6 +19,7 @@ from .metrics import LUMA
 
 BLOCK = 32
 REACH = 4
+LEAST_SIDE = BLOCK + 2 * REACH
 MATCHED = 0.8
 LOW_PASS = np.array([1, 4, 6, 4, 1], np.float32) / 16
 
@@ -28,8 +29,10 @@ Float32 = NDArray[np.float32]
 
 def register(picture: Picture, truth: Picture) -> tuple[Picture, NDArray[np.bool_]]:
     """The truth warped onto the picture, and where to compare; both uint8 sRGB [H, W, 3], 40 pixels a side or more."""
-    if picture.shape != truth.shape or picture.ndim != 3 or min(picture.shape[:2]) < BLOCK + 2 * REACH:
-        raise UsageError(f"register needs pictures of one size, 40 pixels or more: {picture.shape}, {truth.shape}")
+    if picture.shape != truth.shape or picture.ndim != 3 or min(picture.shape[:2]) < LEAST_SIDE:
+        raise UsageError(
+            f"register needs pictures of one size, {LEAST_SIDE} pixels or more: {picture.shape}, {truth.shape}"
+        )
     shifts, matched = _block_shifts(picture, truth)
     dy, dx = (_spread(_smoothed(shifts[..., axis], matched), truth.shape[:2]) for axis in range(2))
     height, width = truth.shape[:2]

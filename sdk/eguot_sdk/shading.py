@@ -10,7 +10,7 @@ import dataclasses
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,15 @@ class GainMap:
     """Place of the first point, likewise."""
     area: tuple[int, int, int, int]
     """Top, left, height, width of the area, in pixels of the mosaic."""
+
+    def __post_init__(self) -> None:
+        points, grid = self.points, (*self.spacing, *self.origin)
+        if points.ndim != 2 or not 1 <= points.size <= MAX_POINTS:
+            raise ShadingError(f"a gain map of shape {points.shape}")
+        if not (np.isfinite(points).all() and points.min() > 0 and points.max() <= MAX_GAIN):
+            raise ShadingError(f"gains outside 0..{MAX_GAIN:g}")
+        if not np.isfinite(grid).all() or min(self.spacing) <= 1e-6 or max(abs(v) for v in grid) > 10:
+            raise ShadingError("a grid of points that makes no sense")
 
     def along(self, axis: int, index: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """For pixels of the mosaic along an axis: the grid point before each, and the weight of the one after."""
@@ -107,26 +116,26 @@ def _gain_maps(opcodes: bytes) -> Iterator[tuple[tuple[float, ...], NDArray[np.f
                 raise ShadingError("an opcode is cut short")
             if code == GAIN_MAP:
                 values = struct.unpack_from(">10I4dI", data)
-                yield values[:14], _points(data, int(values[8]), int(values[9]), int(values[14]), values[10:14])
+                yield values[:14], _points(data, int(values[8]), int(values[9]), int(values[14]))
     except struct.error as error:
         raise ShadingError("the list of opcodes is cut short") from error
 
 
-def _points(data: bytes, height: int, width: int, planes: int, grid: tuple[float, ...]) -> NDArray[np.float32]:
+def _points(data: bytes, height: int, width: int, planes: int) -> NDArray[np.float32]:
     if not (1 <= height * width <= MAX_POINTS and planes == 1 and len(data) >= 76 + 4 * height * width):
         raise ShadingError(f"a gain map of {height} x {width} points in {planes} planes and {len(data)} bytes")
-    points = np.frombuffer(data, ">f4", height * width, 76).astype(np.float32).reshape(height, width)
-    if not (np.isfinite(points).all() and points.min() > 0 and points.max() <= MAX_GAIN):
-        raise ShadingError(f"gains outside 0..{MAX_GAIN:g}")
-    if not np.isfinite(grid).all() or min(grid[:2]) <= 1e-6 or max(abs(v) for v in grid) > 10:
-        raise ShadingError("a grid of points that makes no sense")
-    return points
+    return np.frombuffer(data, ">f4", height * width, 76).astype(np.float32).reshape(height, width)
+
+
+def check_lens_shading(lens_shading: str) -> None:
+    """Raise UsageError where it is none of LensShading."""
+    if lens_shading not in get_args(LensShading):
+        raise UsageError(f"lens shading is auto, on or off, not {lens_shading!r}")
 
 
 def shaded(frame: RawFrame, lens_shading: LensShading) -> RawFrame:
     """The frame as `lens_shading` asks for it. Raises RawError with `on` where the frame has no gain maps."""
-    if lens_shading not in ("auto", "on", "off"):
-        raise UsageError(f"lens shading is auto, on or off, not {lens_shading!r}")
+    check_lens_shading(lens_shading)
     if lens_shading == "on" and frame.gain_maps is None and frame.origins.get("gain_maps") != "applied":
         why = frame.origins.get("gain_maps", "absent")
         raise RawError(f"{frame.source or 'the frame'}: no lens shading to apply ({why}): use auto or off")

@@ -119,6 +119,9 @@ class IspSpec:
             raise IspFileError(f"spec: planes must be {list(PLANES)}, not {list(self.planes)}")
         if not 0.1 <= self.companding <= 1.0:
             raise IspFileError(f"spec: companding must be in 0.1..1, not {self.companding!r}")
+        for key in ("name", "architecture"):
+            if not getattr(self, key).isprintable():
+                raise IspFileError(f"spec: {key} {getattr(self, key)!r:.80} holds characters that cannot be printed")
         _one_of("color_input", self.color_input, get_args(ColorInput))
         _one_of("precision", self.precision, get_args(Precision))
         _one_of("layout", self.layout, ("NHWC", "NCHW"))
@@ -204,6 +207,8 @@ def _check_values(value: object, depth: int = 0) -> None:
         raise IspFileError(f"spec: lists and objects lie in one another more than {MAX_DEPTH} deep")
     if isinstance(value, float) and not math.isfinite(value):
         raise IspFileError(f"spec: {value} is no number of JSON")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise IspFileError(f"spec: a whole number of {value.bit_length()} bits; at most 64 are read")
     if isinstance(value, str):
         try:
             value.encode()

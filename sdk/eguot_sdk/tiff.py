@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 MAX_IFDS = 64
 MAX_ENTRIES = 4096
-MAX_VALUES = 1 << 17
+MAX_VALUES = 1 << 19
 
 TAGS = {
     254: "NewSubfileType",
@@ -31,12 +31,14 @@ TAGS = {
     277: "SamplesPerPixel",
     279: "StripByteCounts",
     306: "DateTime",
+    315: "Artist",
     324: "TileOffsets",
     325: "TileByteCounts",
     330: "SubIFDs",
     339: "SampleFormat",
     33421: "CFARepeatPatternDim",
     33422: "CFAPattern",
+    33432: "Copyright",
     33434: "ExposureTime",
     33437: "FNumber",
     34665: "ExifIFD",
@@ -57,6 +59,7 @@ TAGS = {
     50724: "CameraCalibration2",
     50727: "AnalogBalance",
     50728: "AsShotNeutral",
+    50730: "BaselineExposure",
     50778: "CalibrationIlluminant1",
     50779: "CalibrationIlluminant2",
     50829: "ActiveArea",
@@ -114,8 +117,6 @@ class Tiff:
 
     ifds: tuple[Ifd, ...]
     file_bytes: int
-    damaged: bool
-    """True where some IFD or value lay outside the file or went over a bound."""
 
     @property
     def is_dng(self) -> bool:
@@ -154,7 +155,7 @@ def read_tiff(stream: BinaryIO) -> Tiff | None:
     if magic not in MAGICS:
         return None
     walk = _Walk(stream, order, size)
-    return Tiff(tuple(walk.ifds(first)), size, walk.damaged)
+    return Tiff(tuple(walk.ifds(first)), size)
 
 
 class _Walk:
@@ -162,8 +163,7 @@ class _Walk:
 
     def __init__(self, stream: BinaryIO, order: str, size: int) -> None:
         self.stream, self.order, self.size = stream, order, size
-        self.damaged = False
-        self.values_left = 4 * MAX_VALUES
+        self.values_left = 2 * MAX_VALUES
 
     def ifds(self, first: int) -> Iterator[Ifd]:
         chain, children = [first], list[int]()
@@ -173,12 +173,10 @@ class _Walk:
             if offset == 0 or offset in seen:
                 continue
             if len(seen) >= MAX_IFDS:
-                self.damaged = True
                 return
             seen.add(offset)
             ifd, following = self._ifd(offset)
             if ifd is None:
-                self.damaged = True
                 continue
             yield ifd
             chain.append(following)
@@ -202,9 +200,7 @@ class _Walk:
             if name is None or name in tags:
                 continue
             value = self._value(entry[1], entry[2], entry[3])
-            if value is None:
-                self.damaged = True
-            else:
+            if value is not None:
                 tags[name] = value
         tail = self._bytes(offset + 2 + 12 * count, 4)
         following = 0 if tail is None else struct.unpack(self.order + "I", tail)[0]

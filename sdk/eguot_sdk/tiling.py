@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import UsageError
 from .spec import IspSpec
+from .workers import CONTROL_GROUP
 
 TileSide = int | Literal["whole"]
 MAX_AUTO_TILE = 1024
@@ -25,6 +26,7 @@ MIN_AUTO_TILE = 64
 DEFAULT_CACHE_BYTES = 1 << 20
 MEMORY_SHARE = 0.25
 IN_FLIGHT_BYTES = 96 << 20
+MEMORY = Path("/proc/meminfo")
 BYTES_IN_FLIGHT = 12
 """What a runtime takes for a tile, in bytes of its input and output together; 11 was measured for the default ISP."""
 
@@ -56,7 +58,11 @@ def plan(height: int, width: int, spec: IspSpec, tile: TileSide | None = None, *
     if spec.global_context and side != "whole" and (height > side or width > side):
         raise UsageError(
             f"this ISP looks at the whole frame, {height} x {width} packed pixels, and cannot run in tiles of {side}: "
-            "leave the tile out, or use `whole`"
+            + (
+                f"it takes frames of at most {side} x {side}; convert it without --fixed-tile"
+                if spec.fixed_tile
+                else "leave the tile out, or use `whole`"
+            )
         )
     if spec.fixed_tile:
         core_height = core_width = spec.tile
@@ -114,11 +120,13 @@ def free_memory_bytes() -> int:
     """What may be allocated without swapping, at most what the control group allows; 4 GB where unknown."""
     free = 4 << 30
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
+        with MEMORY.open(encoding="ascii") as lines:
             free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError, StopIteration):
+        limit = int((CONTROL_GROUP / "memory.max").read_text())
+        held = int((CONTROL_GROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CONTROL_GROUP / "memory.stat").read_text().splitlines())
+        free = min(free, limit - held + int(stat["inactive_file"]))  # files that were read are let go for the asking
+    except (OSError, ValueError, KeyError, StopIteration):
         pass
     return max(free, 0)
 

@@ -6,21 +6,30 @@ On a cluster every worker needs this package and must see the same files under t
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, TypeVar
 
 from .errors import EguotError, MissingDependency
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+CONTROL_GROUP = Path("/sys/fs/cgroup")
+"""Of this process, as containers see it (version 2)."""
 
 
 def core_count() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use, at most what the control group allows."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (CONTROL_GROUP / "cpu.max").read_text().split()
+        return max(min(count, math.ceil(int(quota) / int(period))), 1)
+    except (OSError, ValueError, ZeroDivisionError):  # no limit, or not known
+        return count
 
 
 def map_processes(

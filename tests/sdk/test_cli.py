@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -23,12 +25,14 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
+import eguot_sdk
 from eguot_sdk import cli, decoding, develop
 from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, GateError, UsageError
 from eguot_sdk.inspection import raw_facts
 from eguot_sdk.isp import ISP
-from eguot_sdk.output import write_image
+from eguot_sdk.ispfile import embed_spec, read_spec
+from eguot_sdk.output import write_image, written_beside
 from eguot_sdk.paths import DEFAULT_ISP
 from eguot_sdk.raw import RawFrame
 
@@ -199,20 +203,44 @@ def test_what_a_killed_run_left_is_cleared(photos: Path, tmp_path: Path, fake_is
     out.mkdir()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    with written_beside(out / "b.jpg"):
+        (part,) = out.iterdir()
+    (out / "b.jpg").unlink()
+    place = part.name.removeprefix(".b.jpg.").partition("-")[0]
     for name in (
-        f".a.jpg.{dead.pid}-0123456789ab.part",
-        f".a.jpg.{os.getpid()}-0123456789ab.part",
-        f".other.jpg.{dead.pid}-0123456789ab.part",
+        f".a.jpg.{place}-{dead.pid}-0123456789ab.part",
+        f".a.jpg.{place}-{os.getpid()}-0123456789ab.part",
+        f".other.jpg.{place}-{dead.pid}-0123456789ab.part",
         ".a.jpg.part",
     ):
         (out / name).touch()
     assert run("process", photos / "a.dng", "-o", out).exit_code == 0
     assert {p.name for p in out.iterdir()} == {
         "a.jpg",
-        f".a.jpg.{os.getpid()}-0123456789ab.part",
-        f".other.jpg.{dead.pid}-0123456789ab.part",
+        f".a.jpg.{place}-{os.getpid()}-0123456789ab.part",
+        f".other.jpg.{place}-{dead.pid}-0123456789ab.part",
         ".a.jpg.part",
     }
+
+
+def test_the_quality_of_jpeg_is_chosen(photos: Path, tmp_path: Path, fake_isp: Any) -> None:
+    sizes = []
+    for quality in ("95", "30"):
+        out = tmp_path / f"{quality}.jpg"
+        assert run("process", photos / "a.dng", "-o", out, "--quality", quality).exit_code == 0
+        sizes.append(out.stat().st_size)
+        with Image.open(out) as image:
+            table = image.quantization[0]
+        encoded = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(encoded, "JPEG", quality=int(quality))
+        with Image.open(encoded) as truth:
+            assert table == truth.quantization[0]
+    assert sizes[1] < sizes[0]
+
+
+def test_the_package_runs_as_a_module_and_knows_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "eguot_sdk", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["eguot-sdk", eguot_sdk.__version__]
 
 
 def test_process_develops_files_and_folders(photos: Path, tmp_path: Path, fake_isp: list[dict[str, Any]]) -> None:
@@ -619,6 +647,32 @@ def test_inspect_says_the_size_of_the_picture(make_dng: MakeDng, counts: NDArray
         with ISP.fake() as isp:
             height, width, _ = isp.process(dataclasses.replace(frame, pixel_aspect=aspect)).shape
         assert (facts["picture_height"], facts["picture_width"]) == (height, width)
+
+
+def test_inspect_shows_the_gains_that_process_uses(make_dng: MakeDng, tmp_path: Path) -> None:
+    """Estimated ones are those of the evened picture: a map of 3 on red does what red of three times as much does."""
+    grid = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
+    grid += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 2, 2, 1, 1, 1, 1, 0, 0, 1, 3.0)
+    even = np.full((32, 48), 1064, np.uint16)
+    red = even.copy()
+    red[::2, ::2] = 3064
+    gains = []
+    for mosaic, tags in ((even, {"t51009": (1, tuple(grid))}), (red, {})):
+        path = tmp_path / "a.dng"
+        path.write_bytes(make_dng(mosaic, t50728=None, **tags))
+        gains.append(json.loads(run("inspect", path, "--json").stdout)["gains_used"]["value"])
+    assert gains[0] == pytest.approx(gains[1], rel=1e-3)
+    assert gains[0][1] > 2
+
+
+def test_inspect_lets_no_file_write_to_the_terminal(shipped: Path, tmp_path: Path) -> None:
+    model = shipped / "tiny.w8a8.tflite"
+    spec = read_spec(model).replace(provenance={"recipe": "a\n  precision  fp32\x1b[2J\x1b]0;x\x07"})
+    path = tmp_path / "a.tflite"
+    path.write_bytes(embed_spec(model.read_bytes(), spec))
+    text = run("inspect", path).stdout
+    assert all(c.isprintable() or c == "\n" for c in text)
+    assert "a\\n  precision  fp32\\x1b[2J" in text
 
 
 def test_inspect_of_what_is_neither_is_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from eguot_sdk.errors import EguotError, OutputError, RawError, UsageError
-from eguot_sdk.evaluation import MAX_DB, evaluate
+from eguot_sdk.evaluation import MAX_DB, Protocol, evaluate, score_image
 from eguot_sdk.metrics import delta_e_2000, psnr, ssim
 from eguot_sdk.pairs import Pair, list_pairs, write_pair
 from eguot_sdk.raw import RawFrame
@@ -90,6 +90,14 @@ def test_failures_name_the_pair(pairs: list[Pair], tmp_path: Path) -> None:
     assert [score.name for score in black.scores] == ["p0", "p1", "p3", "p4", "p5", "p6"]
     assert len(black.skipped) == 1
     assert "p2_srgb" in black.skipped[0]
+    small = np.zeros((8, 30, 3), np.uint8)
+    cases: tuple[tuple[Protocol, int], ...] = (("plain", 11), ("aligned", 40))
+    for protocol, least in cases:
+        with pytest.raises(
+            EguotError, match=rf"pair p9: \[8, 30, 3\], too small to score: {least} x {least}"
+        ) as caught:
+            score_image("p9", small, small, protocol)
+        assert not isinstance(caught.value, UsageError)  # which would end an evaluation that skips what is damaged
     (tmp_path / "file").write_text("")
     good = evaluate(lambda frame: np.zeros((*frame.mosaic.shape, 3), np.uint8), pairs[:1])
     with pytest.raises(OutputError):

@@ -257,12 +257,32 @@ def test_the_longest_names_are_written_and_their_leftovers_found(tmp_path: Path,
     write_image(path, picture8)
     with written_beside(path) as file:
         (part,) = tmp_path.glob(".*.part")
-        part.with_name(part.name.replace(f".{os.getpid()}-", ".999999999-")).touch()  # no such process
+        part.with_name(part.name.replace(f"-{os.getpid()}-", "-999999999-")).touch()  # no such process
         file.write(b"picture")
     remove_leftovers([tmp_path / "other.png"])
     assert len(list(tmp_path.iterdir())) == 2
     remove_leftovers([path])
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_somebody_elsewhere_may_be_writing_is_left_for_a_day(
+    tmp_path: Path, picture8: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another machine or container that shares the folder: its process numbers mean nothing here."""
+    path = tmp_path / "a.png"
+    with written_beside(path) as file:
+        (part,) = tmp_path.glob(".*.part")
+        head, _, rest = part.name.removeprefix(".a.png.").partition("-")
+        theirs = part.with_name(
+            f".a.png.{'0' * 8 if head != '0' * 8 else '1' * 8}-{rest.replace(str(os.getpid()), '999999999')}"
+        )
+        theirs.touch()
+        file.write(b"picture")
+    remove_leftovers([path])
+    assert theirs.exists()
+    os.utime(theirs, (0, 0))
+    remove_leftovers([path])
+    assert not theirs.exists()
 
 
 def test_on_windows_no_signal_is_sent_to_see_whether_a_process_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -390,7 +410,7 @@ def slow_stretch(rgb: NDArray[Any], aspect: float) -> NDArray[Any]:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_square_pixels_are_stretched_like_libraw(dtype: type) -> None:
-    rgb: NDArray[Any] = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (6, 11, 3)).astype(dtype)
+    rgb: NDArray[Any] = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (70, 11, 3)).astype(dtype)
     wide, tall = to_square_pixels(rgb, 1.5346), to_square_pixels(rgb.swapaxes(0, 1), 1 / 1.5346)
     truth = slow_stretch(rgb, 1.5346)
     assert wide.shape == truth.shape

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from eguot_sdk.decoding import Decoder
 from eguot_sdk.dng import RawTags
 from eguot_sdk.errors import CorruptRaw, RawError, UnsupportedRaw, UsageError
 from eguot_sdk.raw import Overrides, RawFrame, read_raw
+from eguot_sdk.shading import evened
 
 MakeDng = Callable[..., bytes]
 Counts = NDArray[np.uint16]
@@ -592,3 +594,94 @@ def test_every_broken_file_reads_or_is_refused_in_one_line(shared_data: Path) ->
         elif not path.name.startswith("flip_head_"):
             assert refusal.startswith(str(path)), path
             assert "\n" not in refusal
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview])
+def test_bytes_of_any_kind_are_read(make_dng: MakeDng, counts: Counts, kind: Any) -> None:
+    data = make_dng(counts)
+    np.testing.assert_array_equal(read_raw(kind(data)).mosaic, read_raw(data).mosaic)
+
+
+def test_any_path_is_read_and_a_file_opened_for_text_is_told(make_dng: MakeDng, counts: Counts, tmp_path: Path) -> None:
+    path = tmp_path / "a.dng"
+    path.write_bytes(make_dng(counts))
+    with os.scandir(tmp_path) as entries:
+        np.testing.assert_array_equal(read_raw(next(entries)).mosaic, read_raw(path).mosaic)
+    text: Any = path.open(encoding="latin-1")
+    with text, pytest.raises(UsageError, match=r"a\.dng: a file opened for text; open it with 'rb'"):
+        read_raw(text)
+
+
+@pytest.mark.parametrize("phase", ["RGGB", "GRBG", "GBRG", "BGGR"])
+def test_levels_and_gain_maps_stay_with_their_pixels_when_the_phase_is_given(make_dng: MakeDng, phase: str) -> None:
+    """The same pixels, the same black, whether the phase is given as the file is read or to the frame that was read.
+
+    The truth is what each pixel is after black and its map, whatever colour it is called.
+    """
+    values = np.array([[10, 20], [30, 40]], np.uint16)
+    mosaic = np.tile(values + 100, (16, 24)).astype(np.uint16)
+    one_site = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
+    one_site += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 2, 2, 1, 1, 1, 1, 0, 0, 1, 3.0)
+    data = make_dng(mosaic, t50714=(3, tuple(values.ravel().tolist())), t51009=(1, tuple(one_site)))
+    plain = read_raw(data)
+    for frame in (read_raw(data, overrides=Overrides(cfa=phase)), Overrides(cfa=phase).apply(plain)):
+        assert frame.cfa == phase
+        red = phase.index("R")
+        for site, black in enumerate(values.ravel()):
+            assert frame.black[red ^ site] == black
+        np.testing.assert_array_equal(evened(frame).mosaic, evened(plain).mosaic)
+
+
+def test_levels_of_libraw_stay_with_their_pixels_too(shipped: Path) -> None:
+    raw = shipped / "canon_s40_0117.crw"
+    plain, turned = read_raw(raw), read_raw(raw, overrides=Overrides(cfa="BGGR"))
+    assert plain.cfa == "RGGB"
+    assert turned.black == tuple(reversed(plain.black))
+    assert turned.white == tuple(reversed(plain.white))
+
+
+@pytest.mark.parametrize(
+    "gains", [(0.0, 1.0, 0.0), (np.nan, 1.0, 1.0), (-1.0, 1.0, 1.0), (np.inf, 1.0, 1.0), (1.0, 1.0)]
+)
+def test_a_frame_with_gains_that_are_none_is_refused(counts: Counts, gains: Any) -> None:
+    frame = RawFrame.from_array(counts, cfa="RGGB", black=64, white=4095)
+    with pytest.raises(RawError, match="white balance must be three"):
+        dataclasses.replace(frame, white_balance=gains)
+
+
+def test_a_picture_that_square_pixels_would_make_too_large_is_refused(counts: Counts) -> None:
+    frame = RawFrame.from_array(counts, cfa="RGGB", black=64, white=4095)
+    large = frame.with_mosaic(np.zeros((20_000, 15_000), np.uint16))  # zeros that nobody reads take no memory
+    assert dataclasses.replace(large, pixel_aspect=1.3).height == 20_000
+    with pytest.raises(RawError, match="square pixels"):
+        dataclasses.replace(large, pixel_aspect=0.7)
+
+
+def test_a_mosaic_of_another_size_is_refused_where_the_lens_shading_is_known(make_dng: MakeDng, counts: Counts) -> None:
+    one = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
+    one += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 2.0)
+    frame = read_raw(make_dng(counts, t51009=(1, tuple(one))))
+    assert frame.with_mosaic(counts).gain_maps is not None
+    with pytest.raises(RawError, match="give whole frames"):
+        frame.with_mosaic(counts[:16])
+
+
+def test_a_refused_file_is_closed_though_its_error_is_kept(make_dng: MakeDng, counts: Counts, tmp_path: Path) -> None:
+    path = tmp_path / "a.dng"
+    path.write_bytes(make_dng(counts))
+    before, errors = len(os.listdir("/dev/fd")), []
+    for _ in range(4):
+        with pytest.raises(RawError, match="above black") as caught:
+            read_raw(path, overrides=Overrides(black=4000, white=100), copy=False)
+        errors.append(caught.value)
+        del caught
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_artist_copyright_and_baseline_exposure_are_read(make_dng: MakeDng, counts: Counts) -> None:
+    frame = read_raw(make_dng(counts, t315=(2, b"A. Smith\0"), t33432=(2, b"(c) A.\0"), t50730=(10, (-3, 4))))
+    assert (frame.exif["Artist"], frame.exif["Copyright"], frame.exif["BaselineExposure"]) == (
+        "A. Smith",
+        "(c) A.",
+        -0.75,
+    )

@@ -146,6 +146,27 @@ def test_an_error_ends_the_stream_after_the_pictures_before_it(make_dng: MakeDng
     assert list(stream) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"sources": "IMG.dng"}, "several sources"),
+        ({"sources": Path("IMG.dng")}, "several sources"),
+        ({"sources": np.zeros((8, 8), np.uint16)}, "several sources"),
+        ({"bits": 3}, "8 or 16 bits"),
+        ({"exposure": 99.0}, "exposure"),
+        ({"lens_shading": "yes"}, "auto, on or off"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_said_before_the_first_source_is_asked_for(given: dict[str, Any], words: str) -> None:
+    def sources() -> Iterator[NDArray[np.uint16]]:
+        pytest.fail("asked")
+        yield
+
+    with pytest.raises(UsageError, match=words):
+        ISP.fake().stream(**{"sources": sources(), **given})
+
+
 def test_leaving_a_stream_early_frees_the_isp() -> None:
     camera, mosaics = make_frames(4)
     isp = ISP.fake()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -79,7 +81,7 @@ def test_an_isp_that_needs_the_whole_frame_is_not_cut() -> None:
     for tile in (64, 512):
         with pytest.raises(UsageError, match="whole frame"):
             plan(500, 700, wide, tile)
-    with pytest.raises(UsageError, match="whole frame"):
+    with pytest.raises(UsageError, match="frames of at most 64 x 64; convert it without --fixed-tile"):
         plan(500, 700, spec(global_context=True, tile=64, fixed_tile=True))
 
 
@@ -120,3 +122,15 @@ def test_few_tiles_are_shared_evenly() -> None:
         assert len(tiling.cores) % threads == 0
         assert max(tiling.core) <= 704
     assert len(plan(60, 60, small, 704, threads=4).cores) == 1
+
+
+def test_what_files_were_read_counts_as_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of 2 GB that has read 1.9 GB of files: all but what programs hold is there for the asking."""
+    group = {"memory.max": "2000000000\n", "memory.current": "1990000000\n",
+             "memory.stat": "anon 90000000\nfile 1900000000\ninactive_file 1900000000\n"}  # fmt: skip
+    for name, text in group.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(tiling_module, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(tiling_module, "MEMORY", tmp_path / "meminfo")
+    (tmp_path / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 60000000 kB\n")
+    assert tiling_module.free_memory_bytes() == 1_910_000_000

@@ -110,3 +110,13 @@ def test_a_script_without_the_guard_is_told_what_it_lacks(tmp_path: Path) -> Non
     assert done.returncode == 1
     assert b"EguotError: a worker process was killed" in done.stderr
     assert b"a script needs the guard `if __name__ == '__main__':`" in done.stderr
+
+
+@pytest.mark.parametrize(("said", "cores"), [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 64), ("", 64)])
+def test_cores_are_bounded_by_what_a_container_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, cores: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(said)
+    monkeypatch.setattr(workers, "CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert workers.core_count() == cores
