@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from eguot_sdk.decoding import Decoder
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import read_spec
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_sdk.paths import DEFAULT, encoded, kind_of, named_isp, refuse_run
 from eguot_sdk.progress import Progress, progress_bar
-from eguot_sdk.raw import read_raw
 
 from .judge import Golden, accuracy, make_golden, parity
 from .measure import SYNTHETIC_SIZE, Job
@@ -137,8 +137,8 @@ def _on_device(
             try:
                 target.open(partial(_show, bar, "setting up"), end)
                 machine = target.machine()
-            except EguotError as error:
-                return _nothing(target, jobs, str(error)), False
+            except Exception as error:
+                return _nothing(target, jobs, _why(error)), False
             for i, (job, known) in enumerate(zip(jobs, golden, strict=True)):
                 try:
                     outputs = work / f"{number}-{i}"
@@ -149,8 +149,8 @@ def _on_device(
                         for path in outputs.glob("*.png"):
                             path.replace(kept / path.name)
                     measured.append(profiled)
-                except EguotError as error:
-                    failed.append(Failure(name=job.name, message=str(error)))
+                except Exception as error:  # what was measured before must not be lost, whatever it is
+                    failed.append(Failure(name=job.name, message=_why(error)))
                 bar.update(1)
     except KeyboardInterrupt:
         stopped = True
@@ -163,6 +163,10 @@ def _on_device(
         notes=(*_notes(machine, measured), *_passed_over(asked, measured), *notes),
     )
     return device, stopped
+
+
+def _why(error: Exception) -> str:
+    return " ".join(str(error).split()) if isinstance(error, EguotError) else f"{type(error).__name__}: {error}"
 
 
 def _nothing(target: Target, jobs: Sequence[Job], why: str) -> DeviceReport:
@@ -286,7 +290,8 @@ def _raw_facts(path: Path | None) -> RawFacts:
         return RawFacts(name="synthetic", sha256=None, width=width, height=height)
     if kind_of(path, UsageError) != "file":
         raise UsageError(f"{path}: no such raw file")
-    height, width = read_raw(path).mosaic.shape
+    with Decoder() as decoder:
+        height, width = decoder.read(path).mosaic.shape
     return RawFacts(name=path.name, sha256=_sha256([path]), width=width, height=height)
 
 

@@ -28,7 +28,7 @@ TOOL = Path(__file__).with_name("stand_in_benchmark_model.py")
 PROGRAMS = {
     "getprop": 'case "$1" in ro.soc.manufacturer) echo Maker;; ro.soc.model) echo SM1;; '
     "ro.product.model) echo Stand-in;; ro.build.version.release) echo 14;; *) echo;; esac",
-    "nproc": "echo 8",
+    "nproc": "echo 'WARNING: linker: something is unused' >&2; echo 8",
 }
 # Two logs of the tool: of 2023 and later, and of 2020, which had no percentiles and another table.
 LOG = """\

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import os
 import shutil
@@ -32,6 +33,8 @@ class Here(Target):
     def measure(self, job: Job, on_progress: OnProgress, end: float | None = None) -> ModelProfile:
         if job.name.startswith("bad"):
             raise EguotError("out of luck")
+        if job.name.startswith("full"):
+            raise OSError(errno.ENOSPC, "No space left on device")
         return measure(job, on_progress)
 
 
@@ -92,12 +95,16 @@ def test_pairs_whose_names_are_no_utf8_have_a_hash(tmp_path: Path, pairs: Path) 
 
 @pytest.mark.usefixtures("here")
 def test_one_model_that_fails_does_not_stop_the_others(tmp_path: Path, shipped: Path) -> None:
-    for name in ("bad.tflite", "good.tflite"):
+    names = ("bad.tflite", "good.tflite", "full.tflite")
+    for name in names:
         shutil.copy(shipped / "tiny.w8a8.tflite", tmp_path / name)
-    report = profile([tmp_path / "bad.tflite", tmp_path / "good.tflite"])
+    report = profile([tmp_path / name for name in names])
     (device,) = report.devices
     assert [m.name for m in device.models] == ["good.tflite"]
-    assert [(f.name, f.message) for f in device.failed] == [("bad.tflite", "out of luck")]
+    assert [(f.name, f.message) for f in device.failed] == [
+        ("bad.tflite", "out of luck"),
+        ("full.tflite", "OSError: [Errno 28] No space left on device"),
+    ]
 
 
 @pytest.mark.usefixtures("here")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from make_board import Board
 from samples import job
 from ssh_boards import SshBoard, ssh_board
 
-from eguot_devices import agent
+from eguot_devices import agent, wheels
 from eguot_devices.profile import Asked, profile
 from eguot_devices.report import to_table
 from eguot_devices.schema import DeviceReport, Report
@@ -140,11 +141,30 @@ def test_pictures_of_the_board_score_as_those_made_here(
     assert there.sha256 == hashlib.sha256((shipped / "tiny.w8a8.tflite").read_bytes()).hexdigest()
 
 
-def test_an_installed_sdk_is_used_and_nothing_left(here: SshBoard, shipped: Path, pairs: Path) -> None:
+def test_a_board_that_has_the_sdk_measures_with_ours_and_nothing_is_left(
+    here: SshBoard, shipped: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one version there may be older files on the board: what comes from there says it is of this one."""
+    own = wheels.own_wheel
+
+    def marked(folder: Path) -> Path:
+        path = own(folder)
+        with zipfile.ZipFile(path) as before:
+            files = {name: before.read(name) for name in before.namelist()}
+        files["eguot_devices/machine.py"] = files["eguot_devices/machine.py"].replace(
+            b"cores=core_count()", b"cores=77"
+        )
+        with zipfile.ZipFile(path, "w") as after:
+            for name, data in files.items():
+                after.writestr(name, data)
+        return path
+
+    monkeypatch.setattr(wheels, "own_wheel", marked)
     asked = Asked(pairs=pairs, max_seconds=30)
     (device,) = profile([shipped / "tiny.w8a8.tflite"], device=HERE, asked=asked).devices
     assert device.failed == ()
     assert device.models[0].accuracy is not None
+    assert device.machine.cores == 77
     assert device.machine.emulated is None
     assert here.left_behind() == []
 

@@ -131,7 +131,7 @@ class AdbTarget(Target):
 
     def _benchmark(self, *flags: str) -> str:
         tool, model = f"{self._folder}/benchmark_model", f"--graph={self._folder}/model.tflite"
-        return self._shell(tool, model, "--num_threads=1", *flags, timeout_s=RUN_S)
+        return self._shell(tool, model, "--num_threads=1", *flags, timeout_s=RUN_S, also_stderr=True)
 
     def _golden(self, golden: Path, entry: str, out: Path, dtype: str) -> None:
         """Feed the golden input and fetch what comes out; tools too old to write it leave no file, and no parity."""
@@ -158,15 +158,15 @@ class AdbTarget(Target):
     def _push(self, path: Path, name: str) -> None:
         self._adb("push", str(path), f"{self._folder}/{name}", timeout_s=RUN_S)
 
-    def _shell(self, *argv: str, timeout_s: float = CALL_S) -> str:
+    def _shell(self, *argv: str, timeout_s: float = CALL_S, also_stderr: bool = False) -> str:
         # adb hands the phone's shell one line
-        return self._adb("shell", shlex.join(argv), timeout_s=timeout_s)
+        return self._adb("shell", shlex.join(argv), timeout_s=timeout_s, also_stderr=also_stderr)
 
-    def _adb(self, *argv: str, timeout_s: float = CALL_S) -> str:
+    def _adb(self, *argv: str, timeout_s: float = CALL_S, also_stderr: bool = False) -> str:
         left = timeout_s if self._end is None else min(timeout_s, self._end - time.monotonic())
         if left <= 0:
             raise EguotError("not finished within --max-seconds, and ended")
-        return adb(*self._serial, *argv, device=self.device, timeout_s=left)
+        return adb(*self._serial, *argv, device=self.device, timeout_s=left, also_stderr=also_stderr)
 
     def close(self) -> None:
         folder, self._folder = self._folder, ""
@@ -246,13 +246,14 @@ def read_machine(shell: ShellCall) -> Machine:
     soc = " ".join(shell("getprop", f"ro.soc.{key}").strip() for key in ("manufacturer", "model")).strip()
     model = " ".join(shell("getprop", f"ro.product.{key}").strip() for key in ("manufacturer", "model")).strip()
     memory = re.search(r"MemTotal:\s+(\d+) kB", shell("cat", "/proc/meminfo"))
+    cores = re.match(r"\d+", _quiet(shell, "nproc"))
     governor = _quiet(shell, "cat", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     libraries = {"/vendor/lib64/libOpenCL.so": "GPU (OpenCL)", "/system/lib64/libneuralnetworks.so": "NNAPI"}
     return Machine(
         system=f"Android {shell('getprop', 'ro.build.version.release').strip()} {shell('uname', '-m').strip()}",
         cpu=soc or model or "unknown",
         soc=model or None,
-        cores=int(shell("nproc").strip() or 1),
+        cores=int(cores[0]) if cores else 1,
         memory_mb=round(int(memory[1]) * 1024 / 1e6) if memory else None,
         governor=governor or None,
         python="none",
@@ -279,8 +280,11 @@ def list_phones() -> list[str]:
     return [f"adb:{serial}" for serial, tab, _ in lines if tab]
 
 
-def adb(*argv: str, device: str, timeout_s: float) -> str:
-    """Run the system's adb; its output. Raises EguotError with the last line of what it said."""
+def adb(*argv: str, device: str, timeout_s: float, also_stderr: bool = False) -> str:
+    """Run the system's adb; its output, with `also_stderr` that of errors after it, where benchmark_model logs.
+
+    Raises EguotError with the last line of what it said.
+    """
     try:
         done = subprocess.run(["adb", *argv], capture_output=True, text=True, timeout=timeout_s, check=False)
     except FileNotFoundError:
@@ -293,4 +297,4 @@ def adb(*argv: str, device: str, timeout_s: float) -> str:
         if any("device unauthorized" in line for line in said):
             raise EguotError(f"{device}: unauthorized: unlock the phone and allow USB debugging for this computer")
         raise EguotError(f"{device}: adb failed ({said[-1][:200] if said else f'code {done.returncode}'})")
-    return done.stdout + done.stderr
+    return done.stdout + (done.stderr if also_stderr else "")

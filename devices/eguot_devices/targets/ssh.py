@@ -92,12 +92,9 @@ class SshTarget(Target):
             raise
 
     def _install(self, facts: dict[str, Any], on_progress: OnProgress, everything: bool, end: float | None) -> None:
-        """Bring the SDK where this version of it is not installed, and of its dependencies those that are missing."""
-        installed = facts["installed"]
+        """Bring our SDK, for files of the same version there may be older, and of its dependencies what is missing."""
         with tempfile.TemporaryDirectory() as folder:
-            ours = wheels.own_wheel(Path(folder))
-            found = installed.get(wheels.DISTRIBUTION)
-            needed = [] if found is not None and f"-{found}-" in ours.name else [ours]
+            needed = [wheels.own_wheel(Path(folder))]
             on_progress("looking for wheels")
             if everything:
                 board = {key: facts[key] for key in ("python", "machine", "libc", "installed")}
