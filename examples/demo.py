@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "examples" / "photos"
 RAW = ROOT / "tests" / "data" / "canon_s40_0117.crw"
 STEPS = 600
+MARK = "made-by-demo.txt"
 CELL_WIDTH, CROP, LABEL_HEIGHT, GAP = 640, 320, 28, 8
 
 Picture = NDArray[np.uint8]
@@ -48,11 +49,13 @@ def main() -> None:
     out: Path = arguments.out
     started = time.monotonic()
     if out.exists():
-        if any(out.iterdir()) and not (out / "photos" / "srgb").is_dir():
+        if any(out.iterdir()) and not (out / MARK).is_file():
             parser.error(
                 f"--out {out}: holds something else than an earlier demo, and would be deleted: name a new folder"
             )
         shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARK).write_text("Made by examples/demo.py, which deletes this folder when it runs again.\n")
 
     with stage("shoot the photos with a synthetic camera"):
         shoot(out)

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eguot_sdk.cli import Programs
 from eguot_sdk.metrics import delta_e_2000
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.alignment import (
@@ -35,6 +36,8 @@ from eguot_train.data.splits import synthetic_split
 from eguot_train.fits import align, colour_samples, pair_colours, typicality
 from eguot_train.reference import Alignment
 
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
+
 CONFIG = TrainConfig(mode="unpaired")
 
 
@@ -49,7 +52,7 @@ def score(alignment: Alignment, colours: list[tuple[Tensor, Tensor]]) -> tuple[f
     return float(np.mean(psnr)), float(np.mean(difference))
 
 
-@click.group()
+@click.group(cls=Programs)
 def main() -> None:
     """Measure the alignment."""
 
@@ -69,7 +72,8 @@ def prior(pairs: Path) -> None:
 
 
 @main.command()
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--first", type=int, default=5, show_default=True)
 @click.option("--count", type=int, default=8, show_default=True)
 def splits(photos: Path, first: int, count: int) -> None:
@@ -102,7 +106,8 @@ def splits(photos: Path, first: int, count: int) -> None:
 
 
 @main.command()
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--odd", type=click.Path(path_type=Path, exists=True), required=True, help="Atypical pictures to plant.")
 @click.option("--first", type=int, default=0, show_default=True)
 @click.option("--count", type=int, default=12, show_default=True)

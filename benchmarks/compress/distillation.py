@@ -26,12 +26,15 @@ from eguot_compress.distill import BATCH, LR, distill, moving_average
 from eguot_compress.finetune import FineTune, fine_tune
 from eguot_compress.material import Folders, Material
 from eguot_compress.quant_run import resumable, save_derived, unfinished_name
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.pairs import Pair, list_pairs
 from eguot_train.checkpoint import DEFAULT_RUN, build_isp, load_run, read_config
 from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
 from eguot_train.trainer import train
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 
 def few_pairs(pairs: Path, out: Path, count: int) -> None:
@@ -76,9 +79,10 @@ def score(run: Path, test: Sequence[Pair]) -> dict[str, Any]:
     return dict(json.loads(kept.read_text()))
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--isp", default="efficientisp", show_default=True, help="The student.")
 @click.option("--few", default=4, show_default=True, help="Pairs at hand.")
 @click.option("--steps", default=900, show_default=True, help="Of student and teacher.")

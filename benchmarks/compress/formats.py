@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 
 from eguot_compress.convert import convert_each
+from eguot_sdk.cli import Program
 from eguot_train.checkpoint import load_run
 
 FORMATS = ("tflite", "coreml", "onnx")
@@ -53,13 +54,16 @@ def table(rows: dict[str, dict[str, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True))
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Convert the runs and print the table."""
-    names = {run: load_run(run).net.name for run in runs}
-    click.echo(table({names[run]: measure(run, out / names[run]) for run in runs}))
+    rows = {}
+    for run in runs:
+        loaded = load_run(run)
+        rows[f"{loaded.net.name} ({run.name})"] = measure(run, out / f"{run.resolve().name}-{loaded.step}")
+    click.echo(table(rows))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from eguot_compress.ptq import quantize
 from eguot_compress.qat import qat
 from eguot_compress.quant_run import load_quantised, load_scales, unfinished_name
 from eguot_devices.timing import repeat
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.ingest import Ingest, dequantise
 from eguot_sdk.isp import ISP
@@ -43,6 +44,8 @@ from eguot_train.data.synth import synth_folder
 from eguot_train.recipes import for_machine
 from eguot_train.render import frame_planes, to_uint8
 from eguot_train.trainer import train
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 SEED = 0
 TILE = 256
@@ -200,9 +203,10 @@ def table(out: Path, isps: list[str]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--isps", default=",".join(ROWS), show_default=True, help="Comma list of rows.")
 @click.option("--only", type=click.Choice(["prepare", "measure"]), help="Everything but timing, or timing alone.")
 def main(out: Path, photos: Path, isps: str, only: str | None) -> None:

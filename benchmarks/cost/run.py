@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eguot_sdk.cli import Program
 from eguot_sdk.pairs import list_pairs
 from eguot_train.config import TrainConfig
 from eguot_train.cost import Cost, cost_terms
@@ -27,6 +28,8 @@ from eguot_train.data.crops import RawCrops
 from eguot_train.data.splits import synthetic_split
 from eguot_train.fits import align
 from eguot_train.reference import Reference
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 CROP = 64
 TERMS = ("pixels (C0)", "low-pass (C1)", "mean colour", "structure (C2)", "texture (C3)")
@@ -71,8 +74,9 @@ def line(name: str, weights: tuple[float, ...], true: Tensor, outliers: dict[str
     return ratio, f"| {name} | {' | '.join(cells)} |"
 
 
-@click.command()
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.command(cls=Program)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--crops", type=int, default=200, show_default=True, help="Of each split.")
 def main(photos: Path, crops: int) -> None:
     """Print the table."""

@@ -14,10 +14,13 @@ from pathlib import Path
 import click
 from run import libraw
 
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_train.data.batches import HeldPair
 from eguot_train.default_isp import held_out
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 
 def noisy_pairs(photos: Path, times: float) -> Iterator[HeldPair]:
@@ -26,8 +29,9 @@ def noisy_pairs(photos: Path, times: float) -> Iterator[HeldPair]:
         yield HeldPair(name, camera.at_iso(times).shoot(picture, name), picture)
 
 
-@click.command()
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.command(cls=Program)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--model", type=click.Path(path_type=Path, exists=True), help="ISP file.  [default: the default ISP]")
 @click.option("--iso", "factors", default="1,4,16,64", show_default=True, help="Times the ISO of daylight.")
 def main(photos: Path, model: Path | None, factors: str) -> None:

@@ -17,6 +17,7 @@ import click
 import numpy as np
 import rawpy
 
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
 from eguot_sdk.pairs import list_pairs
@@ -35,7 +36,7 @@ def libraw(frame: RawFrame) -> np.ndarray:
         return raw.postprocess(use_camera_wb=True, no_auto_bright=True)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--pairs", "folder", type=click.Path(path_type=Path, exists=True), required=True)
 def main(folder: Path) -> None:
     """Print the table."""

@@ -24,6 +24,7 @@ from ai_edge_litert.interpreter import Interpreter
 
 from eguot_devices.measure import synthetic_frame
 from eguot_devices.timing import median_interval, repeat
+from eguot_sdk.cli import Program
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import ISP
 from eguot_sdk.paths import DEFAULT_ISP
@@ -80,7 +81,7 @@ def compiled(path: Path, tile: np.ndarray) -> Callable[[], object]:
     return partial(model.run_by_index, 0, inputs, outputs)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("models", nargs=-1, type=click.Path(path_type=Path, exists=True))
 def main(models: tuple[Path, ...]) -> None:
     """Print one row for each model and what was compared."""

@@ -20,6 +20,7 @@ from pathlib import Path
 import click
 
 from eguot_devices.machine import family_memory_mb
+from eguot_sdk.cli import Program
 from eguot_sdk.pairs import TRUTH_SUFFIXES, write_pair
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
@@ -56,7 +57,7 @@ def measure(pairs: Path, model: str, protocol: str) -> tuple[float, float, float
     return seconds, busy / seconds, peak, scores
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--model", default="default", show_default=True, help="Run folder, ISP file or `default`.")
 @click.option("--protocol", default="plain", show_default=True)

@@ -25,6 +25,7 @@ import click
 import numpy as np
 
 from eguot_compress.convert import convert
+from eguot_sdk.cli import Programs
 from eguot_sdk.errors import EguotError
 from eguot_sdk.evaluation import evaluate
 from eguot_sdk.isp import ISP
@@ -37,6 +38,8 @@ from eguot_train.isps.base import macs_per_pixel
 from eguot_train.recipes import for_machine
 from eguot_train.render import render_frame
 from eguot_train.trainer import train as train_run
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 SHAPES = "Q24x2,Q32x1,Q32x2,Q32x5,Q48x4,Q64x2,Q64x4"
 ISPS = "qisp-xs,qisp-s,qisp-m,qisp-l,robustisp,efficientisp,lan,microisp,punet,unet32,syenet"
@@ -116,7 +119,7 @@ def dominated(row: dict[str, Any], rows: list[dict[str, Any]]) -> bool:
     )
 
 
-@click.group()
+@click.group(cls=Programs)
 def main() -> None:
     """Quality against latency of all architectures."""
 
@@ -130,7 +133,8 @@ OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--shapes", default=SHAPES, show_default=True, help="Of candidates.py.")
 @click.option("--steps", type=click.IntRange(min=1), default=400, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 def train(out: Path, isps: str, shapes: str, steps: int, seed: int, photos: Path) -> None:
     """Train, score and convert what has no result yet."""
     data = out / "data"

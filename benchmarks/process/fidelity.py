@@ -25,6 +25,7 @@ import rawpy
 from numpy.typing import NDArray
 
 from eguot_sdk import ISP, RawFrame
+from eguot_sdk.cli import Program
 from eguot_sdk.ingest import balanced_gains, color_matrix
 from eguot_sdk.metrics import delta_e_2000, psnr_affine, ssim
 from eguot_sdk.pairs import list_pairs
@@ -145,7 +146,7 @@ def charts(pairs: Iterator[tuple[str, RawFrame, UInt8]], ways: dict[str, Callabl
             click.echo(f"| {name} | {way} | {one[0]:.2f} ({one[1]:.2f}) | {two[0]:.2f} ({two[1]:.2f}) |")
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option(
     "--pairs", "folder", type=click.Path(path_type=Path, exists=True), help="Real pairs (README, pairs folder)."
 )

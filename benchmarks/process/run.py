@@ -27,6 +27,7 @@ import click
 import numpy as np
 
 from eguot_devices.machine import family_memory_mb
+from eguot_sdk.cli import Program
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "data" / "canon_s40_0117.crw"
@@ -49,7 +50,7 @@ def make_dng(path: Path, size: tuple[int, int]) -> None:
     path.write_bytes(dng_bytes(tiled))
 
 
-def child(how: str, path: str, threads: int, runs: int) -> dict[str, float]:
+def measure_child(how: str, path: str, threads: int, runs: int) -> dict[str, float]:
     """What one process measures: seconds of the first and the best run, peak of memory."""
     start = time.perf_counter()
     develop: Callable[[], Any]
@@ -123,7 +124,6 @@ class Stages:
 def stages(path: str, threads: int, frames: int) -> Stages:
     """So many frames, after a first one that is not counted; seconds are those of one."""
     from eguot_sdk import isp as isp_module
-    from eguot_sdk import libraw
     from eguot_sdk.ingest import Ingest
     from eguot_sdk.runtimes.litert import LiteRtRuntime
 
@@ -144,7 +144,6 @@ def stages(path: str, threads: int, frames: int) -> Stages:
     found.wrap(LiteRtRuntime, "invoke", "network")
     found.wrap(isp_module, "_store_flipped", "store")
     found.wrap(isp_module.ISP, "process", "process")
-    assert libraw.decode is not None
     whole = 0.0
     for _ in range(frames):
         cpu = time.process_time()
@@ -223,7 +222,7 @@ def print_command(folder: Path) -> None:
     click.echo(f"cold start to a JPEG of 4 MP, 1 thread: {min(times):.2f} s, of which the network {network:.2f} s")
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--sizes", default="12,48", show_default=True, help=f"Megapixels, of {', '.join(SIZES)}.")
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--runs", default=5, show_default=True, help="After the first; AAHD runs once.")
@@ -236,7 +235,9 @@ def main(sizes: str, threads: str, runs: int, trace: Path | None, command: bool,
         how, path, count, *rest = json.loads(child)
         number = int(rest[0])
         result = (
-            stages(path, int(count), number).seconds if how == "stages" else run_child(how, path, int(count), number)
+            stages(path, int(count), number).seconds
+            if how == "stages"
+            else measure_child(how, path, int(count), number)
         )
         click.echo(json.dumps(result))
         return
@@ -256,8 +257,6 @@ def main(sizes: str, threads: str, runs: int, trace: Path | None, command: bool,
         for size in wanted:
             print_stages(folder / f"{size}.dng")
 
-
-run_child = child
 
 if __name__ == "__main__":
     main()

@@ -25,6 +25,8 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
+from eguot_sdk.cli import Program
+
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "tests" / "data" / "canon_s40_0117.crw"
 SIZE = (1080, 1920)
@@ -77,7 +79,7 @@ def measure(threads: int, frames: int) -> dict[str, float]:
     }
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--frames", default=300, show_default=True, type=click.IntRange(10))
 @click.option("--threads", default="1,2", show_default=True)
 @click.option("--child", hidden=True, type=int)

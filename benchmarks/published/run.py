@@ -29,7 +29,7 @@ from typing import Any, Literal
 import click
 import numpy as np
 
-from eguot_sdk.errors import EguotError
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import Evaluation, Protocol, evaluate
 from eguot_sdk.output import write_image
 from eguot_sdk.pairs import PairLike
@@ -207,7 +207,7 @@ def differing(benchmark: Benchmark, dataset: Dataset) -> list[str]:
     return lines
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("name", type=click.Choice(list(BENCHMARKS)))
 @click.option("--data", type=click.Path(path_type=Path, exists=True), required=True, help="The data set's folder.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
@@ -255,8 +255,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except EguotError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(error.exit_code) from None
+    main()

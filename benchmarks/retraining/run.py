@@ -32,6 +32,7 @@ from typing import Any
 import click
 import numpy as np
 
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import METRICS as ALL_METRICS
 from eguot_sdk.evaluation import Evaluation, ImageScore, evaluate
 from eguot_sdk.pairs import list_pairs
@@ -44,6 +45,8 @@ from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import train
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 MODES = ("supervised", "paired", "unpaired", "mixed")
 ISPS = "qisp-s,qisp-m,efficientisp,robustisp,qisp-xs"
@@ -186,9 +189,10 @@ def _cell(scores: Evaluation | None) -> str:
     return " / ".join(f"{scores.mean(metric):.{digits}f}" for metric, digits in METRICS) if scores else "not run"
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--real", type=click.Path(path_type=Path, exists=True), help="Folder of at least eight real pairs.")
 @click.option(
     "--folds", type=click.IntRange(1, 4), default=4, show_default=True, help="Folds of the real pairs to run."

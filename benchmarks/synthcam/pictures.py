@@ -14,6 +14,7 @@ import click
 import numpy as np
 from PIL import Image, ImageDraw
 
+from eguot_sdk.cli import Program
 from eguot_sdk.pairs import list_pairs
 from eguot_train.checkpoint import load_run
 from eguot_train.reference import Alignment
@@ -61,7 +62,7 @@ def captioned(picture: np.ndarray, caption: str) -> np.ndarray:
     return np.asarray(image)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.argument("out", type=click.Path(path_type=Path, exists=True))
 @click.option("--protocol", default="disjoint", show_default=True)
 @click.option("--split", type=int, default=0, show_default=True)

@@ -26,6 +26,7 @@ import click
 import numpy as np
 from PIL import Image
 
+from eguot_sdk.cli import Program
 from eguot_sdk.evaluation import Render, evaluate
 from eguot_sdk.isp import ISP
 from eguot_sdk.likeness import PictureSet, summarise
@@ -43,6 +44,8 @@ from eguot_train.recipes import for_machine
 from eguot_train.reference import Alignment
 from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import train
+
+PHOTOS = Path(__file__).resolve().parents[2] / "examples" / "photos"
 
 METRICS = ("psnr_db", "ssim", "de2000", "psnr_affine_db")
 
@@ -307,8 +310,9 @@ def table(results: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
-@click.option("--photos", type=click.Path(path_type=Path, exists=True), default="examples/photos", show_default=True)
+@click.command(cls=Program)
+@click.option("--photos", type=click.Path(path_type=Path, exists=True), default=PHOTOS,
+              help="[default: those of examples/]")  # fmt: skip
 @click.option("--scenes", type=click.IntRange(min=1), help="Procedural scenes a side, instead of photos.")
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--rows", default=",".join(DEFAULT_ROWS), show_default=True, help=f"Of {', '.join(ROWS)}.")

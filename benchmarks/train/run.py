@@ -29,6 +29,7 @@ import click
 import torch
 from PIL import Image
 
+from eguot_sdk.cli import Program
 from eguot_train.checkpoint import build_isp
 from eguot_train.config import TrainConfig
 from eguot_train.data.batches import Batch, Batches
@@ -237,7 +238,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-@click.command()
+@click.command(cls=Program)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--rows", default="supervised,paired,unpaired", show_default=True, help="Of " + "; ".join(ROWS))

@@ -37,6 +37,9 @@ def exact_picture(body: QuantBody, shuffle: int, planes: Tensor, *, kernels: Ker
         _put_kernels(twin.body.graph_module, kernels)
     for parameter in twin.parameters():
         parameter.data = parameter.data.double()
+    entry = body.quantisers().get("q_input")
+    if kernels == "onnxruntime" and entry is not None:  # its files take floats, and round them by a float32 quotient
+        planes = torch.round(planes / entry.scale).double() * entry.scale.double()
     with torch.no_grad():
         return torch.cat([twin(p[None].double()).float() for p in planes])
 

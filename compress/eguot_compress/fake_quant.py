@@ -59,10 +59,11 @@ UNFIT = (
 _SHUFFLES: set[Any] = {shuffled, in_file_shuffled}
 _VALUE: set[Any] = {nn.Conv2d, nn.LeakyReLU, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
                     F.leaky_relu, F.avg_pool2d, F.adaptive_avg_pool2d, torch.mean, "mean", *_ELEMENTWISE}  # fmt: skip
-_SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Identity, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
+_SAME_RANGE: set[Any] = {nn.MaxPool2d, nn.Dropout, F.max_pool2d, F.pad, nn.ZeroPad2d, torch.flatten,
                          at_least, grown, *_SHUFFLES, operator.getitem, "flatten", "view", "reshape", "permute",
                          "contiguous"}  # fmt: skip
 _CONCAT: set[Any] = {torch.cat, torch.concat}
+_POOLS: set[Any] = {nn.AvgPool2d, F.avg_pool2d}
 _FIXED: dict[Any, tuple[float, int]] = {nn.Sigmoid: (1 / 256, -128), torch.sigmoid: (1 / 256, -128),
                                         "sigmoid": (1 / 256, -128), nn.Tanh: (1 / 128, 0),
                                         torch.tanh: (1 / 128, 0), "tanh": (1 / 128, 0)}  # fmt: skip
@@ -452,6 +453,8 @@ def quantise_body(net: nn.Module, *, bits: Bits | None = 8) -> QuantBody:
     _shuffle_late(graph_module, modules)
     if bits is not None:
         refuse_linear(graph_module)
+        if bits == 16:
+            _refuse_int16(graph_module, modules)
         _insert_quantisers(graph_module, modules, bits)
     for path, module in modules.items():
         if isinstance(module, nn.ConvTranspose2d):
@@ -475,6 +478,16 @@ def refuse_linear(body: fx.GraphModule) -> None:
         if isinstance(module, nn.Linear):
             name = path.removeprefix("net.")
             raise EguotError(f"{name}: Linear has no int8 form here: use a 1x1 convolution of maps [B, C, 1, 1]")
+
+
+def _refuse_int16(body: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
+    """Raises EguotError for what the converter does not write between int16 values."""
+    for node in body.graph.nodes:
+        kind = kind_of(node, modules)
+        number = kind in _ELEMENTWISE and any(isinstance(argument, int | float) for argument in node.args)
+        if kind in _CONCAT or number:
+            what = "a number beside a tensor" if number else "a concatenation"
+            raise EguotError(f"{node.name}: {what} has no form with int16 values here: use w8a8, or w8")
 
 
 def _shuffle_late(graph_module: fx.GraphModule, modules: dict[str, nn.Module]) -> None:
@@ -578,9 +591,17 @@ def float_body(net: nn.Module) -> nn.Module:
 
 
 def trace_body(net: nn.Module) -> fx.GraphModule:
-    """The graph of `net.body`: submodules are called under the name `net.<path>`. Shares its weights with `net`."""
+    """The graph of `net.body` without identities; submodules are called `net.<path>`. Shares its weights with `net`."""
     try:
         graph_module = fx.symbolic_trace(_Body(net))
+        modules = dict(graph_module.named_modules())
+        for node in list(graph_module.graph.nodes):
+            for name in ("input", "tensors"):  # what is read comes first, as everything here takes it
+                if not node.args and name in node.kwargs:
+                    node.args, node.kwargs = (node.kwargs[name],), {k: v for k, v in node.kwargs.items() if k != name}
+            if kind_of(node, modules) is nn.Identity:  # nothing, also between a convolution and its ReLU
+                node.replace_all_uses_with(node.args[0])
+                graph_module.graph.erase_node(node)
         graph_module.graph.eliminate_dead_code()  # sizes that nothing reads
         graph_module.recompile()
         return graph_module
@@ -735,6 +756,8 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
             sites += [(node, name, special) for made, name, special in sites if made is source]
         elif kind in _FIXED:
             sites.append((node, f"q_{node.name}", _FIXED[kind]))
+        elif kind in _ELEMENTWISE and node.kwargs.get("alpha", 1) != 1:
+            raise EguotError(f"{node.name}: a sum with `alpha` has no int8 form here: multiply before the sum")
         elif (kind in _VALUE and not _fused_with_relu(node, modules)) or kind in _RELU_LIKE or kind in _CONCAT:
             sites.append((node, f"q_{node.name}", None))
         elif node.op == "get_attr":
@@ -742,13 +765,20 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
         elif node.op != "output" and kind not in _VALUE and kind not in _SAME_RANGE:
             name = _op_name(node, modules)
             raise EguotError(f"{name} has no int8 form here: use conv, ReLU, add, mul, mean or concat")
-    return _tie_concats(sites, modules)
+    return _tie_ranges(sites, modules)
 
 
-def _tie_concats(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]:
-    """A concatenation and its inputs share one range: integer kernels copy, they do not rescale."""
+def _tie_ranges(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]:
+    """A concatenation and its inputs share one range, and so do the two ends of an average pooling: integer kernels
+    copy or average, they do not rescale.
+    """
     names = {node: name for node, name, _ in sites}
-    for node, name, _ in sites:
+    pools = {node for node, _, special in sites if kind_of(node, modules) in _POOLS and special is None}
+    for node in pools:
+        own, of_input = names[node], names[source_of(node.args[0], modules)]
+        names = {n: of_input if name == own else name for n, name in names.items()}
+    for node in names:
+        name = names[node]
         if kind_of(node, modules) in _CONCAT:
             for part in node.args[0]:  # type: ignore[union-attr]
                 source = source_of(part, modules)
@@ -756,15 +786,15 @@ def _tie_concats(sites: list[Site], modules: dict[str, nn.Module]) -> list[Site]
                 names = {n: name if v == old else v for n, v in names.items()}
     ranges: dict[str, set[tuple[float, int] | str | None]] = {}
     for node, _, special in sites:
-        if kind_of(node, modules) not in _CONCAT:
+        if kind_of(node, modules) not in _CONCAT and node not in pools:
             ranges.setdefault(names[node], set()).add(special)
     if any(len(found) > 1 for found in ranges.values()):
         raise EguotError(
             "a concatenation of the input, a sigmoid, a tanh or a constant with other values has no int8 form here: "
             "its fixed range would clip the others; put a 1x1 convolution between"
         )
-    edges = {names[node] for node, _, special in sites if special == "edge"}
-    return [(node, names[node], "edge" if names[node] in edges else special) for node, _, special in sites]
+    fixed = {names[node]: special for node, _, special in sites if special is not None}
+    return [(node, names[node], fixed.get(names[node])) for node, _, special in sites]
 
 
 def source_of(node: Any, modules: dict[str, nn.Module]) -> fx.Node:

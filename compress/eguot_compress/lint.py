@@ -26,7 +26,7 @@ from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
 from .fake_quant import UNFIT, quantise_body, trace_body
-from .integer_form import integer_form
+from .integer_form import folded, integer_form
 
 Target = Literal["tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -38,10 +38,45 @@ _BASE = {
     "TRANSPOSE_CONV", "STRIDED_SLICE", "QUANTIZE", "DEQUANTIZE", "PRELU",
 }  # fmt: skip
 DELEGATE_OPS: dict[Target, set[str]] = {
-    "tflite-gpu": _BASE | {"SPACE_TO_DEPTH", "LEAKY_RELU", "RESIZE_NEAREST_NEIGHBOR", "SOFTMAX"},
+    "tflite-gpu": _BASE
+    | {
+        "ABS",
+        "DIV",
+        "ELU",
+        "EXP",
+        "GELU",
+        "HARD_SWISH",
+        "LEAKY_RELU",
+        "LOG",
+        "MAXIMUM",
+        "MINIMUM",
+        "MIRROR_PAD",
+        "NEG",
+        "PADV2",
+        "POW",
+        "REDUCE_MAX",
+        "REDUCE_MIN",
+        "REDUCE_PROD",
+        "RELU_N1_TO_1",
+        "RESIZE_NEAREST_NEIGHBOR",
+        "RSQRT",
+        "SELECT_V2",
+        "SLICE",
+        "SOFTMAX",
+        "SPACE_TO_DEPTH",
+        "SPLIT",
+        "SPLIT_V",
+        "SQRT",
+        "SQUARE",
+        "SQUARED_DIFFERENCE",
+        "SUM",
+        "TILE",
+        "TRANSPOSE",
+    },
     "nnapi": _BASE | {"SPACE_TO_DEPTH", "TRANSPOSE", "RESIZE_NEAREST_NEIGHBOR"},
 }
-"""Built-in ops a delegate takes; other ops of a file fall back to the CPU there."""
+"""Built-in ops a delegate takes; other ops of a file fall back to the CPU there. The GPU's are those that TensorFlow's
+lite/tools/versioning/gpu_compatibility.cc (commit 03a5e4e19a9c) has a rule for."""
 
 INT8 = "int8"
 """Where a finding lies that stops integer files only."""
@@ -51,6 +86,7 @@ _NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
 _SHUFFLES: set[Any] = {nn.PixelShuffle, F.pixel_shuffle, torch.pixel_shuffle}
 _UNSHUFFLES: set[Any] = {nn.PixelUnshuffle, F.pixel_unshuffle, torch.pixel_unshuffle}
 _SQUASHES: set[Any] = {nn.Sigmoid, nn.Tanh, torch.sigmoid, torch.tanh, F.sigmoid, F.tanh, "sigmoid", "tanh"}
+_RESIZERS: set[Any] = {F.interpolate, F.upsample, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d}
 _TFLITE: tuple[Target, ...] = ("tflite-cpu", "tflite-gpu", "nnapi")
 
 
@@ -78,7 +114,7 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
         if not set(targets) & set(_TFLITE):
             raise UsageError(f"{path}: {', '.join(targets)} cannot run a .tflite: give its run, or other targets")
         found = list(lint_tflite(path))
-    elif path.is_file():
+    elif path.is_file() or path.suffix == ".mlpackage":
         raise UsageError(f"{path}: of files, lint reads .tflite; give one, a run folder or the name of an architecture")
     elif subject in ISPS or not path.exists():
         found = list(lint_network(build_isp(subject)))
@@ -107,7 +143,7 @@ def left_to_cpu(format_: str, ops: Iterable[str], *, half: bool = False) -> dict
 
 def lint_network(net: IspNet) -> Iterator[Finding]:
     """Findings on the deployed form of a network, trained or not."""
-    net = written_out(net.deploy()).eval()
+    net = folded(written_out(net.deploy()).eval())
     yield from _context_findings(net)
     graph = trace_body(net)
     modules = dict(graph.named_modules())
@@ -115,12 +151,12 @@ def lint_network(net: IspNet) -> Iterator[Finding]:
     with torch.no_grad():
         ShapeProp(graph).propagate(torch.rand(1, 4, side, side))
     for node in graph.graph.nodes:
-        for rule in (_rank, _shuffle, _slicing, _padding, _activation, _norm):
+        for rule in (_rank, _shuffle, _slicing, _padding, _resizing, _activation, _norm):
             yield from rule(node, modules)
     try:
         quantise_body(integer_form(net))
     except EguotError as error:
-        yield Finding(severity="error", targets=TARGETS, where=INT8, what=str(error))
+        yield Finding(severity="error", targets=TARGETS, where=INT8, what=f"{error} (of integer files only)")
 
 
 def _context_findings(net: IspNet) -> Iterator[Finding]:
@@ -209,6 +245,15 @@ def _padding(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
             severity="error", targets=TARGETS if layer.padding_mode == "circular" else _TFLITE, where=_where(node),
             what=f"padding_mode {layer.padding_mode!r} ties a file to one tile, or has no op at all; "
             "use 'zeros' or 'reflect'",
+        )  # fmt: skip
+
+
+def _resizing(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
+    if _kind(node, modules) in _RESIZERS:
+        yield Finding(
+            severity="error", targets=_TFLITE, where=_where(node),
+            what="a resize ties a file to one tile; use a transposed convolution that makes maps exactly `stride` "
+            "times as large (nearest: weights of ones, per channel)",
         )  # fmt: skip
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 NOMINAL_DB = 30.0
 """Quality of the picture that a drop is estimated against where no true pictures are at hand."""
 FLOOR_DB: dict[Precision, float] = {"fp32": 80.0, "fp16": 60.0, "w8": 60.0, "w8a16": 60.0}
+WAY_OUT = " (an op that this format rounds otherwise: try w8 or another format, and report the network)"
 MAX_OVER_2_LSB = 0.002
 MAX_TWIN_DROP_DB = 0.02
 
@@ -86,17 +87,18 @@ class Parity:
     def problem(self, precision: Precision) -> str | None:
         """What falls short of what this precision must reach; None where nothing does."""
         if self.scales is not None and self.scales.differing:
-            return f"{self.scales.differing} of {self.scales.total} scales in the file are not the network's"
+            return f"{self.scales.differing} of {self.scales.total} scales in the file are not the network's{WAY_OUT}"
         if not math.isfinite(self.twin.psnr_db):
-            return "it renders values that are no numbers"
+            return "it renders values that are no numbers: train on, or convert an earlier checkpoint"
         if precision in FLOOR_DB:
             floor = FLOOR_DB[precision]
             return None if self.twin.psnr_db >= floor else f"{self.twin.psnr_db:.1f} dB to torch, {floor:.0f} needed"
         if self.twin.over_2_lsb > MAX_OVER_2_LSB:
-            return f"{100 * self.twin.over_2_lsb:.2f}% of values are over 2 LSB from torch, at most 0.2% allowed"
+            far = 100 * self.twin.over_2_lsb
+            return f"{far:.2f}% of values are over 2 LSB from torch, at most 0.2% allowed{WAY_OUT}"
         if abs(self.drop_db - self.twin_drop_db) > MAX_TWIN_DROP_DB:
             apart = abs(self.drop_db - self.twin_drop_db)
-            return f"{apart:.3f} dB from the quantised torch model, at most {MAX_TWIN_DROP_DB} allowed"
+            return f"{apart:.3f} dB from the quantised torch model, at most {MAX_TWIN_DROP_DB} allowed{WAY_OUT}"
         return None
 
 

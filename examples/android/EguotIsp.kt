@@ -1,8 +1,8 @@
 // An ISP file on Android without Python: what README, "The ISP spec", asks of a program, in plain Kotlin.
 //
 // Put the .tflite and what `eguot-sdk inspect --json FILE` prints of it into the assets, and make a `Spec` from the JSON
-// (`spec` -> halo, tile, multiple, scale_factor, companding, input, output, color_input). Only int8 files are run here,
-// and none whose spec says `global_context`, which must see the whole frame.
+// (`spec` -> version, halo, tile, multiple, scale_factor, companding, input, output, color_input, global_context). Only
+// int8 files are run here, and none whose spec says `global_context`, which must see the whole frame: others are refused.
 // The arithmetic was compiled and run on a JVM against the Python SDK (tests/examples); it was not run on a phone.
 //
 //     val interpreter = Interpreter(model, Interpreter.Options().setNumThreads(4))        // org.tensorflow.lite
@@ -11,17 +11,23 @@
 //     }
 //     val pixels = isp.process(raw)                                                       // ARGB, for a Bitmap
 //
-// Camera2 gives all of `Raw`: Image.RAW_SENSOR, SENSOR_INFO_COLOR_FILTER_ARRANGEMENT, SENSOR_BLACK_LEVEL_PATTERN or
-// SENSOR_DYNAMIC_BLACK_LEVEL, SENSOR_INFO_WHITE_LEVEL, COLOR_CORRECTION_GAINS; the matrix from
-// SENSOR_FORWARD_MATRIX (balanced camera colours to XYZ D50) times XYZ D50 to linear sRGB.
+// Camera2 gives all of `Raw`. Mind the orders (from its reference; not run on a phone):
+//   counts  an Image of ImageFormat.RAW_SENSOR: rows of `rowStride` bytes, which may be more than 2 * width
+//   cfa     SENSOR_INFO_COLOR_FILTER_ARRANGEMENT: 0 RGGB, 1 GRBG, 2 GBRG, 3 BGGR
+//   black   SENSOR_BLACK_LEVEL_PATTERN (or SENSOR_DYNAMIC_BLACK_LEVEL) is by place: getOffsetForIndex(column, row) of the
+//           2 x 2 cell; here by colour. With red at (y, x): R (y, x), Gr (y, 1 - x), Gb (1 - y, x), B (1 - y, 1 - x)
+//   white   SENSOR_INFO_WHITE_LEVEL, four times
+//   gains   COLOR_CORRECTION_GAINS is R, G even, G odd, B; here R, G (either of the two), B
+//   matrix  M * F, row by row: F is SENSOR_FORWARD_MATRIX1 or 2 (balanced camera colours to XYZ under D50), M takes XYZ
+//           under D50 to linear sRGB: 3.1339 -1.6169 -0.4906 / -0.9788 1.9161 0.0335 / 0.0719 -0.2290 1.4052
 
 import java.nio.ByteBuffer
 import java.nio.ByteOrder
 
-class Tensor(val scale: Double, val zeroPoint: Int)
+class Tensor(val dtype: String, val scale: Double, val zeroPoint: Int)
 
 class Spec(
-    val halo: Int, val tile: Int, val multiple: Int, val scaleFactor: Int, val companding: Double,
+    val version: Int, val globalContext: Boolean, val halo: Int, val tile: Int, val multiple: Int, val scaleFactor: Int, val companding: Double,
     val input: Tensor, val output: Tensor, val cameraColour: Boolean
 )
 
@@ -37,7 +43,9 @@ class EguotIsp(
 ) {
     /** ARGB pixels of the frame as the sensor lies, height * width. */
     fun process(raw: Raw): IntArray {
-        require(spec.scaleFactor == 2) { "only ISPs of scale factor 2" }
+        require(spec.version == 1) { "a spec of another version" }
+        require(spec.input.dtype == "int8" && spec.output.dtype == "int8") { "only int8 files" }
+        require(!spec.globalContext && spec.scaleFactor == 2) { "only ISPs that can be tiled, of scale factor 2" }
         val red = raw.cfa.indexOf('R')
         val (cropRow, cropCol) = Pair(red / 2, red % 2)
         val ingest = Ingest(raw, spec, cropRow, cropCol)

@@ -3,6 +3,7 @@
 PyPI's wheels of LiteRT and rawpy do not run in an Android app, and need not: counts come from Camera2 (RAW_SENSOR), and
 the interpreter is `org.tensorflow.lite.Interpreter`. Python needs NumPy only. eguot-sdk is not on PyPI: in a clone of
 its repository, `pip wheel --no-deps .` makes a wheel, which goes beside the build.gradle of the app, where it says
+`version = "3.11"` (or newer; the wheel takes no older Python) and
 `pip { install "numpy"; options "--no-deps"; install "eguot_sdk-0.1.0-py3-none-any.whl" }`. On the Kotlin side, a class
 that Python is handed; the interpreter stays the app's, which closes it after the ISP:
 

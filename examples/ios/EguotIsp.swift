@@ -2,7 +2,8 @@
 //
 // Bundle the .tflite and what `eguot-sdk inspect --json FILE` prints of it; fill `Spec` from the JSON's `spec` (`cameraColour`: its
 // `color_input` is `camera`). Only int8 files are run here, and none whose spec says `global_context`, which must see the whole
-// frame (an .mlpackage of `eguot-sdk convert --format coreml` takes the same planes as a multi-array).
+// frame: others are refused. (An .mlpackage of `eguot-sdk convert --format coreml` takes the same planes as a multi-array; what
+// it gives is not clipped to 0...1: do so before `UInt8(x * 255)`, which traps on less.)
 // Was neither compiled nor run: no Swift compiler and no device were at hand. The same arithmetic in Kotlin
 // (examples/android/EguotIsp.kt) is compiled and compared with the Python SDK by the tests; keep the two alike.
 //
@@ -19,9 +20,11 @@
 
 import Foundation
 
-struct Tensor { let scale: Double; let zeroPoint: Int }
+struct Tensor { let dtype: String; let scale: Double; let zeroPoint: Int }
 
 struct Spec {
+    let version: Int
+    let globalContext: Bool
     let halo, tile, multiple, scaleFactor: Int
     let companding: Double
     let input, output: Tensor
@@ -43,7 +46,9 @@ struct EguotIsp {
 
     /// RGBA bytes of the frame as the sensor lies.
     func process(_ raw: Raw) throws -> [UInt8] {
-        precondition(spec.scaleFactor == 2, "only ISPs of scale factor 2")
+        precondition(spec.version == 1, "a spec of another version")
+        precondition(spec.input.dtype == "int8" && spec.output.dtype == "int8", "only int8 files")
+        precondition(!spec.globalContext && spec.scaleFactor == 2, "only ISPs that can be tiled, of scale factor 2")
         let red = Array(raw.cfa).firstIndex(of: "R")!
         let (cropRow, cropCol) = (red / 2, red % 2)
         let ingest = Ingest(raw, spec, cropRow, cropCol)

@@ -22,19 +22,30 @@ from eguot_sdk.ingest import balanced_gains
 from eguot_sdk.output import write_image
 
 # V4L2 writes GRBG as BA with 10 and 12 bits and as GR with 14 and 16, and BGGR with 16 bits as BYR2.
-PHASES = {"RG": "RGGB", "BA": "GRBG", "GR": "GRBG", "GB": "GBRG", "BG": "BGGR"}
+FORMATS = {
+    f"{letters}{bits}": (phase, bits)
+    for bits, green_first in ((10, "BA"), (12, "BA"), (14, "GR"), (16, "GR"))
+    for letters, phase in (("RG", "RGGB"), (green_first, "GRBG"), ("GB", "GBRG"), ("BG", "BGGR"))
+    if (letters, bits) != ("BG", 16)
+} | {"BYR2": ("BGGR", 16)}
 
 
 def cfa_and_bits(fourcc: str) -> tuple[str, int]:
     """RG10 -> RGGB, 10. The four letters of V4L2's 10, 12, 14 and 16-bit formats in 16-bit words."""
-    if fourcc == "BYR2":
-        return "BGGR", 16
-    phase = PHASES.get(fourcc[:2])
-    if phase is None or fourcc[2:] not in ("10", "12", "14", "16"):
+    if fourcc not in FORMATS:
+        raise SystemExit(f"{fourcc}: expected one of {', '.join(sorted(FORMATS))}; packed ones end in P")
+    return FORMATS[fourcc]
+
+
+def check_format(given: Any, asked: tuple[int, int, str]) -> None:
+    """Leave where the driver took another format than was asked for, as it may: its frames would be read as Bayer."""
+    found = given.width, given.height, int(given.pixel_format).to_bytes(4, "little").decode("latin-1")
+    if found != asked:
         raise SystemExit(
-            f"{fourcc}: expected one of RG BA GR GB BG with 10, 12, 14 or 16, or BYR2; packed ones end in P"
+            "asked for {}x{} {}, the driver gives {}x{} {}: `v4l2-ctl --list-formats-ext` shows what it can do".format(
+                *asked, *found
+            )
         )
-    return phase, int(fourcc[2:])
 
 
 def mosaics(frames: Iterable[Any], bytes_per_line: int) -> Iterator[NDArray[np.uint16]]:
@@ -78,9 +89,10 @@ def main() -> None:
     with Device.from_id(options.device) as device, ISP.load(options.model) as isp:
         capture = VideoCapture(device)
         capture.set_format(width, height, options.format)
-        line = capture.get_format().bytes_per_line
+        given = capture.get_format()
+        check_format(given, (width, height, options.format))
         with capture:
-            stream = mosaics(capture, line)
+            stream = mosaics(capture, given.bytes_per_line)
             like = first_frame(next(stream), options.format, options.black, wb)
             for number, picture in enumerate(isp.stream(stream, like=like), 1):  # noqa: B007
                 if number == options.frames:

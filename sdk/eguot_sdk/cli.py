@@ -48,7 +48,41 @@ EXTRAS = {
 }
 
 
-class Commands(click.Group):
+class Ending:
+    """Ends a command as all of ours end: an error is one line, and whatever stops it leaves nothing half-written."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        _ready_streams()
+        try:
+            with _stopped_as_by_ctrl_c():
+                return super().invoke(ctx)  # type: ignore[misc]
+        except EguotError as error:
+            _show(ctx, error)
+        except ModuleNotFoundError as error:
+            # A command of another package may import its dependency only when it runs.
+            _show(ctx, _missing(ctx.invoked_subcommand or "", error))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            if sys.stdout is sys.__stdout__:  # what it may still hold would fail once more at the end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _show(ctx, OutputError("no space left on the device that output goes to"))
+        except KeyboardInterrupt as stop:
+            if not stop.args:  # one with a message has been told already
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    click.echo("stopped", err=True)
+            ctx.exit(STOPPED)
+
+
+class Program(Ending, click.Command):
+    """A command of its own, for programs beside this package: `@click.command(cls=Program)`."""
+
+
+class Programs(Ending, click.Group):
+    """Several of them under one name."""
+
+
+class Commands(Programs):
     """Our own commands and, by entry point, those of the other packages."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -67,28 +101,6 @@ class Commands(click.Group):
             rows.append((name, own.get_short_help_str(100) if own else EXTRAS.get(name, ("", ""))[1]))
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        _ready_streams()
-        try:
-            with _stopped_as_by_ctrl_c():
-                return super().invoke(ctx)
-        except EguotError as error:
-            _show(ctx, error)
-        except ModuleNotFoundError as error:
-            # A command of another package may import its dependency only when it runs.
-            _show(ctx, _missing(ctx.invoked_subcommand or "", error))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            if sys.stdout is sys.__stdout__:  # what it may still hold would fail once more at the end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            _show(ctx, OutputError("no space left on the device that output goes to"))
-        except KeyboardInterrupt as stop:
-            if not stop.args:  # one with a message has been told already
-                with contextlib.suppress(OSError):  # the terminal may be gone
-                    click.echo("stopped", err=True)
-            ctx.exit(STOPPED)
 
 
 def _ready_streams() -> None:

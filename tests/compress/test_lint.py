@@ -136,6 +136,12 @@ def test_each_rule(net: type[IspNet], words: str, severity: str) -> None:
     assert severity in {f.severity for f in lint_network(net()) if words in f.what}
 
 
+def test_a_core_ml_file_is_told_from_a_run(tmp_path: Path) -> None:
+    (tmp_path / "isp.mlpackage").mkdir()
+    with pytest.raises(UsageError, match=r"of files, lint reads \.tflite"):
+        lint(str(tmp_path / "isp.mlpackage"))
+
+
 def test_a_plain_network_is_clean() -> None:
     assert list(lint_network(_Body())) == []
     assert lint("qisp-s") == []

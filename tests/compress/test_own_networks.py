@@ -20,6 +20,7 @@ from eguot_compress.convert.formats import INT8 as INT8_PORT
 from eguot_compress.distill import distill
 from eguot_compress.exact_picture import exact_picture
 from eguot_compress.fake_quant import Bits, QuantConv, calibrate, quantise_body
+from eguot_compress.integer_form import folded
 from eguot_compress.lint import INT8, lint_network
 from eguot_compress.parity import Difference, render
 from eguot_compress.ptq import _input_statistics, half_weights, post_train
@@ -256,6 +257,113 @@ class Grouped(Own):
 def test_a_last_convolution_in_groups_keeps_its_channels(make_run: MakeRun, tmp_path: Path, precision: str) -> None:
     (found,) = convert(run_of(make_run, tmp_path / "run", Grouped), tmp_path / "out", precisions=[precision])
     assert found.problem is None
+
+
+class Normed(Own):
+    """Batch norms, one after a convolution without bias, as most people's networks have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(2))
+        for norm in self.norms:
+            nn.init.uniform_(norm.running_mean, -0.2, 0.2)  # type: ignore[arg-type]
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.norms[0](self.first(planes)))
+        return self.tail(torch.relu(self.norms[1](self.second(maps))))  # type: ignore[no-any-return]
+
+
+class Averaged(Own):
+    """An average of neighbours at full size: of the same range as what it averages."""
+
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(F.avg_pool2d(torch.relu(self.first(planes)), 3, 1, 1))  # type: ignore[no-any-return]
+
+
+class Named(Own):
+    """Calls by the names of arguments, and an identity between a convolution and its ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Identity()
+        self.tail = nn.Conv2d(16, 12, 3, padding=1)
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(input=self.nothing(self.first(input=planes)))
+        return self.tail(torch.cat(tensors=[maps, F.max_pool2d(input=maps, kernel_size=3, stride=1, padding=1)], dim=1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("format_", ["tflite", "onnx"])
+@pytest.mark.parametrize("kind", [Normed, Averaged, Named])
+def test_int8_files_of_common_layers_are_their_twins_to_the_step(
+    make_run: MakeRun, tmp_path: Path, kind: type[IspNet], format_: str
+) -> None:
+    (found,) = convert(
+        run_of(make_run, tmp_path / "run", kind), tmp_path / "out", formats=[format_], precisions=["w8a8"]
+    )
+    assert found.parity.twin.max_lsb == 0
+    assert found.parity.network.psnr_db > 40
+
+
+def test_a_folded_norm_is_the_same_picture(pictures: Tensor) -> None:
+    torch.manual_seed(0)
+    net = Normed().eval()
+    form = folded(net)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in form.modules())
+    torch.testing.assert_close(render(form, pictures), render(net, pictures), rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_after_a_convolution_that_others_read_stays(pictures: Tensor) -> None:
+    class Read(Normed):
+        def body(self, planes: Tensor) -> Tensor:
+            maps = self.first(planes)
+            return self.tail(torch.relu(self.norms[0](maps)) + maps)  # type: ignore[no-any-return]
+
+    net = Read().eval()
+    torch.testing.assert_close(render(folded(net), pictures), render(net, pictures))
+
+
+class Resized(Own):
+    name, halo, multiple = "resized", 12, 2
+
+    def body(self, planes: Tensor) -> Tensor:
+        maps = F.max_pool2d(torch.relu(self.first(planes)), 2)
+        return self.tail(F.interpolate(maps, scale_factor=2.0))  # type: ignore[no-any-return]
+
+
+class Scaled(Own):
+    def body(self, planes: Tensor) -> Tensor:
+        return self.tail(torch.relu(self.first(planes)) * 0.3)  # type: ignore[no-any-return]
+
+
+class Weighted(Own):
+    def body(self, planes: Tensor) -> Tensor:
+        maps = torch.relu(self.first(planes))
+        return self.tail(torch.add(maps, self.second(maps), alpha=0.5))  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision", "words"),
+    [
+        (Resized, "fp32", "a resize ties a file to one tile"),
+        (Named, "w8a16", "a concatenation has no form with int16 values here: use w8a8"),
+        (Scaled, "w8a16", "a number beside a tensor has no form with int16 values here"),
+        (Weighted, "w8a8", "a sum with `alpha` has no int8 form here"),
+    ],
+)
+def test_what_no_file_holds_is_refused_by_name(
+    make_run: MakeRun, tmp_path: Path, kind: type[IspNet], precision: str, words: str
+) -> None:
+    with pytest.raises(EguotError, match=words):
+        convert(run_of(make_run, tmp_path / "run", kind), tmp_path / "out", precisions=[precision])
+    assert not (tmp_path / "out").exists()
 
 
 # Multiples that no network of the zoo has.

@@ -14,8 +14,8 @@ fun main(arguments: Array<String>) {
         fun part(from: Int, to: Int) = numbers.copyOfRange(from, to)
         Raw(counts, height, width, cfa, part(0, 4), part(4, 8), part(8, 11), part(11, 20))
     }
-    val tensor = Tensor(1.0 / 255, -128)
-    val spec = Spec(2, 16, 1, 2, 1 / 2.2, tensor, tensor, arguments[2] == "camera")
+    val tensor = Tensor("int8", 1.0 / 255, -128)
+    val spec = Spec(1, false, 2, 16, 1, 2, 1 / 2.2, tensor, tensor, arguments[2] == "camera")
     val isp = EguotIsp(spec) { input, output, height, width ->
         for (y in 0 until 2 * height) for (x in 0 until 2 * width) {
             val cell = ((y / 2) * width + x / 2) * 4

@@ -122,7 +122,19 @@ def test_the_examples_read_what_a_spec_holds(path: str) -> None:
             key = re.sub(r"([A-Z])", r"_\1", part).lower()
             assert key in value, name
             value = value[key]
-    decides = {"halo", "tile", "multiple", "scaleFactor", "companding", "output.scale", "output.zeroPoint"}
+    decides = {
+        "version",
+        "globalContext",
+        "input.dtype",
+        "output.dtype",
+        "halo",
+        "tile",
+        "multiple",
+        "scaleFactor",
+        "companding",
+        "output.scale",
+        "output.zeroPoint",
+    }
     assert {f".{name}" for name in decides | {"input.scale", "input.zeroPoint"}} == read
     comment = (EXAMPLES / path).read_text(encoding="utf-8").partition("import ")[0]
     assert "color_input" in comment
@@ -215,8 +227,19 @@ def test_v4l2_frames_are_developed() -> None:
     for bits, letters in ((10, "BG GB BA RG"), (12, "BG GB BA RG"), (14, "BG GB GR RG"), (16, "BYR2 GB GR RG")):
         for phase, code in zip(("BGGR", "GBRG", "GRBG", "RGGB"), letters.split(), strict=True):
             assert live.cfa_and_bits(code if len(code) == 4 else f"{code}{bits}") == (phase, bits)
-    with pytest.raises(SystemExit, match="packed ones end in P"):
-        live.cfa_and_bits("pRAA")
+    for unknown in ("pRAA", "BA14", "GR10", "BG16"):
+        with pytest.raises(SystemExit, match="packed ones end in P"):
+            live.cfa_and_bits(unknown)
+
+
+def test_v4l2_says_so_where_the_driver_takes_another_format() -> None:
+    live = load("v4l2/live")
+    yuyv = int.from_bytes(b"YUYV", "little")
+    given = SimpleNamespace(width=60, height=40, pixel_format=int.from_bytes(b"RG10", "little"))
+    live.check_format(given, (60, 40, "RG10"))
+    for change, words in (({"pixel_format": yuyv}, "60x40 YUYV"), ({"width": 64}, "64x40 RG10")):
+        with pytest.raises(SystemExit, match=f"asked for 60x40 RG10, the driver gives {words}"):
+            live.check_format(SimpleNamespace(**{**vars(given), **change}), (60, 40, "RG10"))
 
 
 class Camera:
@@ -261,7 +284,8 @@ class Camera:
         pass
 
     def get_format(self) -> Any:
-        return SimpleNamespace(bytes_per_line=128)
+        fourcc = int.from_bytes(b"RG12", "little")
+        return SimpleNamespace(bytes_per_line=128, width=64, height=48, pixel_format=fourcc)
 
     def __iter__(self) -> Iterator[Any]:
         while True:

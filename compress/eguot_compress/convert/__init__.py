@@ -350,6 +350,11 @@ def _write_and_measure(
         spec = spec.replace(input=entry, output=exit_)
     kind.embed(path, spec)
     file = from_stored(kind.run(path, as_stored(check.golden, spec)), spec)
+    if file.shape != network.shape:
+        raise EguotError(
+            f"{path.name} makes pictures of {list(file.shape[2:])}, the network of {list(network.shape[2:])}: an op is "
+            f"tied to a size (`eguot-sdk lint --isp {holding.net.name}` may name it)"
+        )
     if holding.state is None:
         return measure(file, network, network, check, None), spec
     scales = compare_scales(kind.read(path), holding.state) if kind.exact else None

@@ -27,7 +27,7 @@ class MilProgram:
     """The `main` function of an .mlpackage with one input and one output."""
 
     def __init__(self, path: Path) -> None:
-        """Raises EguotError for an op this interpreter does not know, MissingDependency without coremltools."""
+        """Raises MissingDependency without coremltools."""
         try:
             with quietly():
                 import coremltools
@@ -39,16 +39,19 @@ class MilProgram:
         except ImportError as error:
             raise MissingDependency("coremltools", needed_for="a Core ML file", pip="'eguot-sdk[coreml]'") from error
         self.function = program.functions["main"]
-        self.metadata: dict[str, str] = dict(model.user_defined_metadata)
         self.operations = [op for op in self.function.operations if op.op_type != "const"]
+
+    def run(self, planes: Tensor) -> Tensor:
+        """The program on one input, float32 as the file takes it; its output in float32.
+
+        Raises EguotError for an op this interpreter does not know.
+        """
         for op in self.operations:
             if op.op_type not in OPS:
                 raise EguotError(
-                    f"Core ML op {op.op_type} cannot be evaluated here: known are {', '.join(sorted(OPS))}"
+                    f"Core ML op {op.op_type} cannot be evaluated here, so the file cannot be checked: convert on a "
+                    f"Mac, or use {', '.join(sorted(OPS))}"
                 )
-
-    def run(self, planes: Tensor) -> Tensor:
-        """The program on one input, float32 as the file takes it; its output in float32."""
         (entry,) = self.function.inputs.values()
         kind = torch.float64 if any(op.op_type == "quantize" for op in self.operations) else torch.float32
         known: dict[str, Tensor] = {entry.name: planes.to(kind)}
