@@ -132,7 +132,7 @@ def read_picture(folder: Path, name: str) -> NDArray[np.uint8]:
     from PIL import Image
 
     try:
-        with Image.open(folder / f"{name}.png") as image:
+        with Image.open(folder / f"{name}.png", formats=("PNG",)) as image:
             return np.array(image.convert("RGB"), np.uint8)
     except OSError as error:
         raise EguotError(f"the device's picture of {name} cannot be read ({error})") from error

@@ -117,7 +117,8 @@ def _ready_streams() -> None:
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """Within, what ends a job or closes a terminal does what Ctrl-C does: nothing is left half-written.
 
-    Not under torchrun: a process that waits for others would not notice, and be killed only after half a minute.
+    Not under torchrun: a process that waits for others would not notice, and be killed only after half a minute. What
+    can stop together there takes these signals by itself.
     """
     changed: list[int] = []
     if "TORCHELASTIC_RUN_ID" not in os.environ and threading.current_thread() is threading.main_thread():
@@ -134,7 +135,9 @@ def _stopped_as_by_ctrl_c() -> Iterator[None]:
 
 def _show(ctx: click.Context, error: EguotError) -> NoReturn:
     """One line on stderr, no traceback, and the error's exit code."""
-    click.echo("Error: " + " ".join(str(error).split()), err=True)
+    rank = os.environ.get("RANK", "0")  # torchrun's: each of its processes says what is wrong with it
+    whose = "" if rank == "0" else f"process {rank}: "
+    click.echo(f"Error: {whose}{' '.join(str(error).split())}", err=True)
     ctx.exit(error.exit_code)
 
 

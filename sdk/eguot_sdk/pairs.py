@@ -25,6 +25,8 @@ from .paths import kind_of
 from .raw import RawFrame
 from .shading import evened
 
+PHOTO_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP")
+"""What photos may be: Pillow would try all it knows by content, and hand EPS to Ghostscript."""
 MAX_PAIR_PIXELS = 80_000_000
 MAX_JSON_BYTES = 1 << 20
 RAW_SUFFIX = "_raw.png"
@@ -62,7 +64,7 @@ class Pair:
         """uint8 [H, W, 3] sRGB of the size of the mosaic, in the mosaic's orientation. Raises RawError."""
         from PIL import Image
 
-        with _reading(self.raw_path), Image.open(self.raw_path) as image:
+        with _reading(self.raw_path), Image.open(self.raw_path, formats=("PNG",)) as image:
             expected = image.size
         truth = read_picture(self.truth_path)
         if truth.shape[1::-1] != expected:
@@ -196,7 +198,7 @@ def read_mosaic(path: Path, source: BinaryIO | None = None) -> NDArray[np.uint16
     """uint16 [H, W] of a 16-bit grey PNG of raw counts, from `source` where given. Raises RawError naming the path."""
     from PIL import Image
 
-    with _reading(path), Image.open(source or path) as image:
+    with _reading(path), Image.open(source or path, formats=("PNG",)) as image:
         _check_pixels(path, image.size)
         if not image.mode.startswith("I"):
             raise RawError(f"{path}: expected a 16-bit grey PNG of raw counts, found Pillow mode {image.mode}")
@@ -213,7 +215,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     from PIL import Image
 
-    with _reading(path), path.open("rb") as file, Image.open(file) as image:
+    with _reading(path), path.open("rb") as file, Image.open(file, formats=PHOTO_FORMATS) as image:
         _check_pixels(path, image.size)
         if image.mode not in ("RGB", "L", "P"):
             raise RawError(f"{path}: expected an 8-bit RGB picture, found Pillow mode {image.mode}")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from eguot_sdk.errors import STOPPED
 
 from . import MAX_SEED
+
+if TYPE_CHECKING:
+    from .config import Mode
 
 OPTIONS = {
     "init": "give --init, which also takes over the network and a gentler learning rate",
@@ -76,13 +79,17 @@ def train(
 
     from . import ranks
     from .checkpoint import read_config
+    from .config import UNREAD
     from .recipes import for_machine
     from .runlog import to_stderr
     from .trainer import train as run
 
-    for key in (setting.partition("=")[0] for setting in settings):
+    keys = [setting.partition("=")[0] for setting in settings]
+    for key in keys:
         if key in OPTIONS:
             raise click.UsageError(f"--set {key}: {OPTIONS[key]}")
+    if ranks.speaks() and (unread := sorted(set(keys) & set(UNREAD[cast("Mode", mode)]))):
+        to_stderr(f"{mode} training does not look at {', '.join(unread)}")
     given = {
         "raw": raw, "srgb": srgb, "pairs": pairs, "isp": isp, "steps": steps, "seed": seed, "val": val, "init": init,
     }  # fmt: skip
@@ -94,6 +101,8 @@ def train(
     else:
         if init is not None:
             fields = _like(init) | fields
+        device = [setting.partition("=")[2] for setting in settings if setting.startswith("device=")]
+        fields |= {"device": device[-1]} if device else {}  # on a CPU other defaults fit
         config = for_machine(mode, **fields).with_settings(settings)
     try:
         run(config, out, resume=resume)

@@ -30,10 +30,12 @@ def data() -> None:
 @data.command()
 @click.option("--srgb", type=click.Path(path_type=Path), help="Folder of photos (JPEG, PNG, TIFF, WebP) to unprocess.")
 @click.option("--scenes", type=click.IntRange(min=0), default=0, help="Also shoot this many procedural scenes.")
+@click.option("--first-scene", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Of the procedural ones. A scene is the same for every --seed: test sets need others.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder to create.")
 @click.option("--cfa", type=click.Choice(CFA_PHASES), default="RGGB", show_default=True, help="Bayer phase.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, show_default=True, help="Which camera.")
-def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> None:
+def synth(srgb: Path | None, scenes: int, first_scene: int, out: Path, cfa: str, seed: int) -> None:
     """Shoot photos with a synthetic camera: OUT/raw/NAME.dng and OUT/pairs, with the photo as the truth.
 
     The seed fixes the camera (look, colour matrix, levels, noise) whatever the folder.
@@ -42,7 +44,7 @@ def synth(srgb: Path | None, scenes: int, out: Path, cfa: str, seed: int) -> Non
 
     from .data.synth import synth_folder
 
-    result = synth_folder(out, srgb=srgb, scenes=scenes, cfa=cfa, seed=seed)
+    result = synth_folder(out, srgb=srgb, scenes=scenes, first_scene=first_scene, cfa=cfa, seed=seed)
     for problem in result.failed:
         click.echo(f"skipped: {problem}", err=True)
     click.echo(f"{len(result.written)} pictures: {out / 'raw'} and {out / 'pairs'}", err=True)
@@ -215,18 +217,26 @@ def evaluate(
     learnt = scoring.trained_on(model, items, pairs)
     for line in (*notes, *([learnt] if learnt else []), *(f"skipped: {problem}" for problem in problems)):
         click.echo(line, err=True)
-    csv = evaluation.write_csv(scoring.csv_path(model, pairs, out, protocol))
-    if worst is not None:
-        scoring.worst_sheet(worst, model, items, evaluation)
+    # What took long to find out is shown also where a file cannot be written.
+    csv, unwritten = None, None
+    try:
+        csv = evaluation.write_csv(scoring.csv_path(model, pairs, out, protocol))
+        if worst is not None:
+            scoring.worst_sheet(worst, model, items, evaluation)
+    except EguotError as error:
+        unwritten, worst = error, None
     if as_json:
-        facts = {"lpips": None} | evaluation.summary() | {"csv": str(csv), "skipped": list(problems)}
-        click.echo(json.dumps(facts | ({"worst": str(worst)} if worst else {}), indent=1))
+        written = {"csv": None if csv is None else str(csv)} | ({"worst": str(worst)} if worst else {})
+        facts = {"lpips": None} | evaluation.summary() | {"skipped": list(problems)} | written
+        click.echo(json.dumps(facts, indent=1))
     else:
         click.echo(f"{model} on {len(evaluation.scores)} images of {pairs}, protocol {evaluation.protocol}")
         _tell_scores(evaluation)
-        click.echo(f"  per image: {csv}")
-        if worst is not None:
-            click.echo(f"  worst: {worst}")
+        for what, path in (("per image", csv), ("worst", worst)):
+            if path is not None:
+                click.echo(f"  {what}: {path}")
+    if unwritten is not None:
+        raise unwritten
     if problems:
         raise EguotError(f"{len(problems)} pairs could not be scored; the others are")
 

@@ -28,6 +28,16 @@ ExpertName = Literal["colour", "structure", "frequency"]
 EXPERTS: tuple[ExpertName, ...] = get_args(ExpertName)
 DATA = ("raw", "srgb", "pairs", "val")
 """Keys that name folders or shards."""
+OF_TRANSPORT = (
+    "transport", "psi_source", "psi_target", "alpha", "alpha_start", "alpha_fraction", "cost_strength", "cost_weights",
+    "potential_width", "potential_reduce", "r1", "r1_every", "lr_potential", "warmup",
+    "experts", "omega", "experts_width", "lr_experts",
+)  # fmt: skip
+OF_UNPAIRED = ("pseudo", "weighted_alignment", "refit", "find_pairs")
+UNREAD: dict[Mode, tuple[str, ...]] = {
+    "unpaired": (), "mixed": (), "paired": OF_UNPAIRED, "supervised": (*OF_TRANSPORT, *OF_UNPAIRED)
+}  # fmt: skip
+"""Keys that a mode does not look at."""
 PAIRED_TRANSPORT = 0.003
 """Share of the transport term where the truth is known: it only breaks ties, and .01 already costs sharpness."""
 
@@ -185,6 +195,8 @@ class TrainConfig:
         """The same, its data found from any folder."""
         given = {key: getattr(self, key) for key in DATA if getattr(self, key) is not None}
         places: dict[str, Any] = {key: str(Path(place).absolute()) for key, place in given.items()}
+        if self.init is not None and Path(self.init).exists():  # else it is the word `default`, or has moved
+            places["init"] = str(Path(self.init).resolve())
         return dataclasses.replace(self, **places)
 
     def to_json(self) -> str:
@@ -240,7 +252,9 @@ def _parse(key: str, value: str, kind: Any) -> Any:
             if value not in get_args(kind):
                 raise ValueError
             return value
-        return value
+        if not value and kind is str:
+            raise ValueError
+        return value or None
     except (ValueError, KeyError):
         raise UsageError(f"--set {key}: {value!r} is not {_named(kind)}") from None
 

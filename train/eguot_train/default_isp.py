@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eguot_sdk.bayer import CFA_PHASES
-from eguot_sdk.errors import EguotError
+from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import write_pair
 
 from .checkpoint import load_run, prefixed, save_checkpoint, write_file
@@ -109,16 +110,21 @@ def strip_run(run: Path, out: Path) -> None:
 @click.option("--resume", is_flag=True)
 def main(photos: Path, out: Path, steps: int, resume: bool) -> None:
     """Make the pairs beside OUT (OUT-pairs) and train."""
-    pairs = out.with_name(out.name + "-pairs")
+    pairs, shipped = (out.with_name(f"{out.name}-{what}") for what in ("pairs", "shipped"))
     try:
+        if shipped.exists():
+            raise UsageError(f"{shipped} exists: move it away, or name another --out")
         if not pairs.exists():
-            make_pairs(photos, pairs)
+            begun = pairs.with_name(f"{pairs.name}.part")
+            shutil.rmtree(begun, ignore_errors=True)
+            make_pairs(photos, begun)
+            begun.rename(pairs)
         config = for_machine(
             "paired", isp=ARCHITECTURE, pairs=str(pairs / "train"), val=str(pairs / "test"), steps=steps,
             val_every=5000, transport=0.0,
         )  # fmt: skip
         train(config, out, resume=resume)
-        strip_run(out, out.with_name(out.name + "-shipped") / "default")
+        strip_run(out, shipped / "default")
     except EguotError as error:
         raise click.ClickException(str(error)) from error
 

@@ -7,6 +7,7 @@ SDK's tiles add up to. A file is scored through the runtime that will run it, an
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -46,6 +47,8 @@ def pairs_to_score(folder: str | Path) -> tuple[list[PairLike], list[str]]:
             samples, problem = read_index(shard, "pairs")
             found += samples
             notes += [problem] if problem else []
+        count = Counter(sample.name for sample in found)  # shards may have samples of one name
+        found = [replace(s, name=s.label) if isinstance(s, ShardSample) and count[s.name] > 1 else s for s in found]
     else:
         dataset = open_dataset(folder)
         found, notes = list(pairs_of(dataset.part("test"))), list(dataset.notes)

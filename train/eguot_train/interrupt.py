@@ -14,8 +14,8 @@ from . import ranks
 def finishing_first(echo: Callable[[str], None], until: str = "this step") -> Iterator[Callable[[], bool]]:
     """Within: Ctrl-C is only noted, and the function this gives says so; a second one stops at once.
 
-    So is every other signal that does what Ctrl-C does, as SIGTERM in `eguot-sdk`, and of several processes SIGTERM
-    and SIGHUP, which torchrun hands on. These must all ask at the same step: where one was told, all hear of it.
+    So is every other signal that does what Ctrl-C does, as SIGTERM in `eguot-sdk`, and under torchrun SIGTERM and
+    SIGHUP, which it hands on. Several processes must all ask at the same step: where one was told, all hear of it.
     Nothing changes where somebody else decides what Ctrl-C does. `until`: what the loop will finish first, for the
     message.
     """
@@ -34,7 +34,7 @@ def finishing_first(echo: Callable[[str], None], until: str = "this step") -> It
     usual: dict[int, signal.Handlers | Callable[..., object]] = {}
     if threading.current_thread() is threading.main_thread():
         usual = dict.fromkeys(_with_handler(signal.default_int_handler), signal.default_int_handler)
-        if ranks.world() > 1:
+        if ranks.job() is not None:
             usual |= {n: signal.SIG_DFL for n in _with_handler(signal.SIG_DFL) if n in _ends_a_job()}
     for number in usual:
         signal.signal(number, note)

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from eguot_sdk.errors import EguotError
+from eguot_sdk.errors import EguotError, UsageError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(hours=1)
@@ -38,6 +38,8 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield device
         return
+    if "RANK" not in os.environ:
+        raise UsageError("WORLD_SIZE is set, but not by torchrun: start with torchrun, or `unset WORLD_SIZE`")
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
@@ -166,6 +168,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = mean(torch.cat([g.reshape(-1) for g in gradients]))
     for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(piece.view(gradient.shape))
+
+
+def equalise(*modules: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if world() > 1:
+        for module in modules:
+            module.load_state_dict(from_first(module.state_dict))
 
 
 def from_first(make: Callable[[], T]) -> T:

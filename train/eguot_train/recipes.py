@@ -25,7 +25,7 @@ def for_machine(mode: Mode, **fields: Any) -> TrainConfig:
         fields = {"transport": PAIRED_TRANSPORT, **fields}
     if fields.get("init") is not None:
         fields = {"lr": STARTED_LR, **fields}
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and fields.get("device") != "cpu":
         gpu: dict[str, Any] = {
             "device": "cuda", "batch": 32, "crop": 128, "potential_width": 64, "potential_reduce": 1,
             "steps": 100_000, "lr": 5e-4, "checkpoint_every": 1000, "val_every": 2000, "sheet_every": 5000,

@@ -54,22 +54,23 @@ class RunLog:
             self._values.setdefault(key, []).append(value)
         if self._bar is not None:
             self._bar.update(1)
-        if step % LOG_EVERY == 0 or step == self._steps:
-            means = {key: sum(found) / len(found) for key, found in self._values.items()}
+        due = step % LOG_EVERY == 0 or step == self._steps
+        silent = self._bar is None and time.monotonic() - self._told >= TELL_S  # steps may take minutes
+        if not (due or silent):
+            return
+        means = {key: sum(found) / len(found) for key, found in self._values.items()}
+        losses = {k.removeprefix("loss_"): v for k, v in means.items() if k.startswith("loss")}
+        if due:
             self.write(step, means)
             self._values.clear()
-            if self._bar is not None:
-                self._bar.set_postfix(
-                    {k.removeprefix("loss_"): f"{v:.3g}" for k, v in means.items() if k.startswith("loss")}
-                )
-            elif step == self._steps or time.monotonic() - self._told >= TELL_S:
-                self._told = time.monotonic()
-                rate = (step - self._first) / max(self._told - self._started, 1e-9)
-                left = f"  {duration((self._steps - step) / rate)} left" if step < self._steps else ""
-                shown = "  ".join(
-                    f"{k.removeprefix('loss_')} {v:.4g}" for k, v in means.items() if k.startswith("loss")
-                )
-                self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s{left}  {shown}")
+        if self._bar is not None:
+            self._bar.set_postfix({k: f"{v:.3g}" for k, v in losses.items()})
+        elif step == self._steps or silent:
+            self._told = time.monotonic()
+            rate = (step - self._first) / max(self._told - self._started, 1e-9)
+            left = f"  {duration((self._steps - step) / rate)} left" if step < self._steps else ""
+            shown = "  ".join(f"{k} {v:.4g}" for k, v in losses.items())
+            self._echo(f"step {step}/{self._steps}  {rate:.2f} steps/s{left}  {shown}")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line of log.jsonl."""

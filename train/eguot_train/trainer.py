@@ -109,10 +109,24 @@ def train(
     with ranks.joined(torch.device(config.device)) as device:
         try:
             return _train(config, Path(out), resume, own_experts, echo or to_stderr, device)
+        except RuntimeError as error:
+            if ranks.world() == 1 or not _of_a_dead_peer(error):
+                raise
+            raise EguotError(
+                "another process of this run ended, and so does this one: what it said stands above or on its machine; "
+                f"{_on(out)}"
+            ) from error
         except OSError as error:
-            begun = (Path(out) / "config.json").is_file()
-            way_on = "go on with --resume" if begun else "start again"
-            raise OutputError(f"training into {out} stopped ({error}); mend that, and {way_on}") from error
+            raise OutputError(f"training into {out} stopped ({error}); mend that, and {_on(Path(out))}") from error
+
+
+def _on(out: Path) -> str:
+    return "go on with --resume" if (out / "config.json").is_file() else "start again"
+
+
+def _of_a_dead_peer(error: RuntimeError) -> bool:
+    """Whether a collective failed: gloo says so in words, NCCL by the kind of its error."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 def _train(
@@ -133,7 +147,10 @@ def _train(
     if config.mode == "supervised" and own_experts:
         raise UsageError("supervised training has no experts: leave out own_experts, or train paired")
     # A restart goes on with what its own job began, and with nothing that a first start was refused.
-    resume = resume or (ranks.restarted() and ranks.from_first(lambda: _begun_by(out) == ranks.job()))
+    # All decide alike: --resume may be given on one machine only, and restarts are counted by each for itself.
+    resume = ranks.any_of(resume) or (
+        ranks.any_of(ranks.restarted()) and ranks.from_first(lambda: _begun_by(out) == ranks.job())
+    )
     start, tensors, state = _open_run(config, out, resume, echo)
     ranks.wait()  # all have looked before rank 0 makes the folder
     if start >= config.steps:
@@ -173,6 +190,8 @@ def _train(
     opt_net = _net_optimizer(config, net)
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
     committee = build_committee(config, own_experts)
+    # Experts and networks of one's own may be made before the seed, or draw from elsewhere.
+    ranks.equalise(net, ema, potential, *([] if committee is None else [committee]))
     if committee is not None:
         committee.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if tensors:
@@ -212,6 +231,7 @@ def _train(
         rank=ranks.rank(),
         world=ranks.world(),
         experts=committee is not None,
+        show=echo is to_stderr,
     )
     if first:  # only now, so that a run that cannot start leaves no folder in the way of the next try
         config_text = asked.with_whole_paths().to_json()
@@ -222,6 +242,15 @@ def _train(
         if job := ranks.job():
             write_file(out / JOB, job.encode())
     led = config.paired or config.pseudo > 0 or bool(sources.pairs)
+    if not led and config.transport == 0 and committee is None:
+        echo("pseudo-pairs, transport and experts are off: the network learns the reference rendering R(x) and no more")
+    said: set[str] = set()
+
+    def tell_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            warn(line)
+
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with (
@@ -272,23 +301,25 @@ def _train(
                 fixed.alignment = ranks.from_first(lambda: align(config, sources, photo_weights.means))
                 reference = Reference(fixed.alignment)
                 batches.realign(fixed.alignment)
-            if first and config.val and (done % config.val_every == 0 or done == config.steps):
-                score = validate(ema, judges, config, warn)
-                if score is not None:
-                    log.write(done, {"val_psnr_db": score})
-            if first and (done % config.sheet_every == 0 or done == config.steps):
-                save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
-                if config.unpaired and "srgb" not in sources.streamed:
-                    photo_weights.save(out, sources.photos)
-            stop_here = asked_to_stop()
-            if first and (done % config.checkpoint_every == 0 or done == config.steps or stop_here):
+            leaving = asked_to_stop() and done < config.steps
+            # First of all: what comes after takes long where pictures are large, and may fail.
+            if first and (done % config.checkpoint_every == 0 or done == config.steps or leaving):
                 log.flush()
                 keep(done)
-            if stop_here and done < config.steps:
+            if leaving:
                 ranks.wait()  # whoever ends first, torchrun kills the others
                 told_how = f"stopped after step {done} of {config.steps}; go on with --resume"
                 echo(told_how)
                 raise KeyboardInterrupt(told_how)
+            if first and config.val and (done % config.val_every == 0 or done == config.steps):
+                score = validate(ema, judges, config, tell_once)
+                if score is not None:
+                    log.write(done, {"val_psnr_db": score})
+                    log.flush()
+            if first and (done % config.sheet_every == 0 or done == config.steps):
+                save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
+                if config.unpaired and "srgb" not in sources.streamed:
+                    photo_weights.save(out, sources.photos)
     return out
 
 
@@ -771,6 +802,8 @@ def validate(net: Any, pairs: Sequence[PairLike], config: TrainConfig, warn: Cal
             scores.append(psnr(render_frame(net, pair.frame(), config.color_input), pair.truth()))
         except EguotError as error:
             warn(f"not scored: {error}")
+    if not scores:
+        warn("no pair of --val could be scored, so there is no validation")
     return float(np.mean(scores)) if scores else None
 
 

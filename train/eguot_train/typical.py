@@ -32,6 +32,8 @@ RELAXATION, ENTROPY, STEPS = 1.0, 0.3, 200
 SHRINKAGE = 0.5
 """Of the covariance of the statistics towards independence: raws are few."""
 LEAST_DEVIATION = 0.02
+LEAST_MASS = 1e-6
+"""What the plan leaves the median photo, of its even share, below which distances mean nothing."""
 
 Array = NDArray[np.float64]
 
@@ -48,12 +50,15 @@ def photo_typicality(
     raws, targets = (raws - mean) / deviation, (targets - mean) / deviation
     covariance = (1 - SHRINKAGE) * np.cov(raws.T) + SHRINKAGE * np.eye(raws.shape[1])
     whiten = np.linalg.cholesky(np.linalg.inv(covariance))
-    a, b = (torch.from_numpy((x @ whiten).astype(np.float32)) for x in (raws, targets))
+    a, b = (torch.from_numpy(x @ whiten) for x in (raws, targets))
     distance = torch.cdist(a, b).square() / (2 * raws.shape[1])
-    even_a, even_b = (torch.full((len(x),), 1 / len(x)) for x in (a, b))
+    even_a, even_b = (torch.full((len(x),), 1 / len(x), dtype=a.dtype) for x in (a, b))
     _, plan, _ = unbalanced_marginals(distance, even_a, even_b, relaxation=RELAXATION, entropy=ENTROPY, steps=STEPS)
-    weights = plan.double().numpy()
-    return [float(w) for w in (weights / max(float(np.median(weights)), 1e-12)).clip(max=1.0)]
+    weights = plan.numpy() * len(photos)
+    middle = float(np.median(weights))
+    if not middle > LEAST_MASS:  # raws so alike, of a burst or a dark room, that no photo is like them: it says nothing
+        return [1.0] * len(photos)
+    return [float(w) for w in (weights / middle).clip(max=1.0)]
 
 
 def _rendered(frame: RawFrame, alignment: Alignment, color_input: ColorInput) -> NDArray[np.uint8]:

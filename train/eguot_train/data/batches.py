@@ -148,6 +148,8 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
     if config.unpaired:
         if config.raw is None or config.srgb is None:
             raise UsageError(f"{config.mode} training needs --raw DIR and --srgb DIR")
+        if is_shards(config.raw, "raw") and is_shards(config.srgb, "srgb"):
+            _refuse_same_shards(config.raw, config.srgb)
         if is_shards(config.raw, "raw"):
             sources.frames = _open_shards(config, sources, "raw", frame_of)
         else:
@@ -185,6 +187,15 @@ def load_sources(config: TrainConfig, *, show: bool = False) -> Sources:
         sources.notes.append("raws and photos of one scene are not looked for among files that are read on the way")
     _tell_small(config, sources)
     return sources
+
+
+def _refuse_same_shards(raw: str, srgb: str) -> None:
+    """Raises UsageError where one shard would give raws and photos of the same scenes."""
+    if {file.resolve() for file in shard_files(raw, "raw")} & {file.resolve() for file in shard_files(srgb, "srgb")}:
+        raise UsageError(
+            f"--raw {raw} and --srgb {srgb} name the same shards, so the same scenes: `data prepare --unpaired` makes "
+            "shards of raws and of photos of different ones"
+        )
 
 
 def _tell_small(config: TrainConfig, sources: Sources) -> None:
@@ -363,7 +374,9 @@ class Batches:
         rank: int = 0,
         world: int = 1,
         experts: bool = False,
+        show: bool = False,
     ) -> None:
+        """`show`: a progress bar on stderr where pairs are registered, which takes seconds each."""
         self._config = config
         share = share_of(config, world)
         self._items = range(rank * share, (rank + 1) * share)
@@ -373,18 +386,19 @@ class Batches:
         self._pseudo = None
         colour, crop, moved = config.color_input, config.crop, config.register_pairs
 
-        def drawn(role: Role, held: Callable[[], C], decode: Callable[[Any], C]) -> _Drawn[C]:
+        def drawn(role: Role, draws: int, held: Callable[[], C], decode: Callable[[Any], C]) -> _Drawn[C]:
             if role not in sources.streamed:
                 return _Drawn([held()])
             streamed = sources.streamed[role]
-            return _Drawn(Window(streamed.open(rank, world), streamed.window, decode), share / config.reuse)
+            return _Drawn(Window(streamed.open(rank, world), streamed.window, decode), draws * share / config.reuse)
 
         if config.unpaired:
             self._raws = drawn(
-                "raw", lambda: RawCrops(sources.frames, colour, crop), lambda s: RawCrops([s.frame()], colour, crop)
+                "raw", 2, lambda: RawCrops(sources.frames, colour, crop), lambda s: RawCrops([s.frame()], colour, crop)
             )
             self._photos = drawn(
                 "srgb",
+                1,
                 lambda: PhotoCrops(sources.photos, crop, photo_weights),
                 lambda s: PhotoCrops([photo_of(s)], crop),
             )
@@ -396,13 +410,12 @@ class Batches:
                 both = [read_pair(pair) for pair in pairs]
                 found = [isinstance(pair, HeldPair) and pair.found for pair in pairs]
                 masked = moved or any(found)
-                truths = [
-                    _prepared(frame, truth, config, moved or alone, masked)
-                    for (frame, truth), alone in zip(both, found, strict=True)
-                ]
+                work = list(zip(both, found, strict=True))
+                bar = progress_bar(work, label="register pairs") if show and masked and len(work) > 1 else work
+                truths = [_prepared(*pair, config, moved or alone, masked) for pair, alone in bar]
                 return RawCrops([frame for frame, _ in both], colour, crop, truths)
 
-            self._pairs = drawn("pairs", lambda: crops_of(sources.pairs), lambda s: crops_of([s]))
+            self._pairs = drawn("pairs", 1, lambda: crops_of(sources.pairs), lambda s: crops_of([s]))
 
     def at(self, step: int) -> Batch:
         """This rank's part of the batch of one step."""

@@ -20,6 +20,7 @@ from eguot_sdk.errors import UsageError
 from eguot_sdk.icc import as_srgb
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.output import lying, turned_by_loading
+from eguot_sdk.pairs import PHOTO_FORMATS
 from eguot_sdk.paths import visible_files
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.spec import ColorInput, IspSpec
@@ -47,7 +48,8 @@ def load_photo(path: Path, source: BinaryIO | None = None, *, upright: bool = Tr
     Read from `source` where given, and then `path` only names it. Raises UsageError on whatever is wrong with the file.
     """
     try:
-        with nullcontext(source) if source else path.open("rb") as file, Image.open(file) as image:
+        opened = nullcontext(source) if source else path.open("rb")
+        with opened as file, Image.open(file, formats=PHOTO_FORMATS) as image:
             if image.width * image.height > MAX_PHOTO_PIXELS:
                 most = MAX_PHOTO_PIXELS // 10**6
                 raise UsageError(f"{path.name}: {image.width}x{image.height} is too large (at most {most} megapixels)")

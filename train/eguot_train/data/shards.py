@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,7 @@ PARTS_FOR: dict[Use, tuple[str, ...]] = {
 SHARD_BYTES = 512 << 20
 MAX_MEMBER_BYTES = 1 << 30
 MAX_MEMBERS = 1 << 20
+MAX_HEADER_BYTES = 1 << 20
 MAX_SHARDS = 1 << 20
 NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
@@ -178,7 +179,8 @@ class ShardSample:
     @property
     def label(self) -> str:
         """Shard and name, for messages."""
-        return f"{self.shard.name}/{self.name}"
+        shard = f"{self.shard.name}/"
+        return self.name if self.name.startswith(shard) else shard + self.name
 
     def frame(self) -> RawFrame:
         """The raw. Raises RawError."""
@@ -220,6 +222,19 @@ class ShardSample:
         return data
 
 
+class _Headers:
+    """A file as tarfile reads its headers: at most so many bytes at once, for a header may claim any size."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header of {size} bytes")
+        return self._file.read(size)
+
+
 def read_index(shard: Path, role: Role) -> tuple[list[ShardSample], str | None]:
     """The samples of a shard that a role can use, from its headers alone, and what is wrong with it, if anything.
 
@@ -228,7 +243,7 @@ def read_index(shard: Path, role: Role) -> tuple[list[ShardSample], str | None]:
     found: list[ShardSample] = []
     problem = None
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with open(shard, "rb") as file, tarfile.open(fileobj=cast(Any, _Headers(file)), mode="r:") as tar:
             for count, info in enumerate(tar):
                 if count >= MAX_MEMBERS:
                     problem = f"{shard.name}: more than {MAX_MEMBERS} members; the rest is left out"
@@ -288,10 +303,16 @@ class ShardStream(Stream[ShardSample]):
             before, place = before + count, place + 1
             if place == len(self._files):
                 if before == 0:
-                    why = f": {self.skipped[0]}" if self.skipped else ""
+                    why = f": {self.skipped[0]}" if self.skipped else self._other_roles()
                     raise UsageError(f"{self._files[0].parent}: its shards hold no samples for --{self._role}{why}")
                 epoch, place = epoch + 1, 0
                 self._order = self._shuffled(len(self._files), epoch)
+
+    def _other_roles(self) -> str:
+        """What the shards hold instead, and who reads it."""
+        roles: tuple[Role, ...] = ("raw", "srgb", "pairs")
+        held = [f"--{role}" for role in roles if role != self._role and read_index(self._files[0], role)[0]]
+        return f", but for {' and '.join(held)}" if held else ""
 
     def _index(self, shard: Path) -> list[ShardSample]:
         if shard not in self._indices:

@@ -295,9 +295,10 @@ class SynthResult:
 
 
 def synth_folder(
-    out: Path, *, srgb: Path | None = None, scenes: int = 0, cfa: str = "RGGB", seed: int = 0
+    out: Path, *, srgb: Path | None = None, scenes: int = 0, first_scene: int = 0, cfa: str = "RGGB", seed: int = 0
 ) -> SynthResult:
-    """Shoot every photo below `srgb`, and `scenes` procedural scenes, with the camera of `seed`.
+    """Shoot every photo below `srgb`, and `scenes` procedural scenes from number `first_scene` on, with the camera of
+    `seed`. A scene is the same whatever the seed.
 
     Writes OUT/raw/NAME.dng and OUT/pairs/NAME_raw.png, NAME.json, NAME_srgb.png; `out` must be absent or empty. Shows a
     progress bar on stderr. A photo that cannot be read is listed and skipped. Raises UsageError, OutputError.
@@ -306,7 +307,7 @@ def synth_folder(
     sources: dict[str, Callable[[], UInt8]] = {}
     for name, path in (photo_names(srgb) if srgb else {}).items():
         sources[name] = partial(load_photo, path)
-    for i in range(scenes):
+    for i in range(first_scene, first_scene + scenes):
         name = f"scene_{i:05d}"
         while name in sources:  # a photo is called so
             name += "_"

@@ -82,7 +82,13 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
 
 
 def _unpaired(folder: Path) -> Dataset:
-    if any(folder.glob("[!.]*.tar")) or any(folder.glob("[!.]*/[!.]*.tar")):
+    inside = sorted({path.parent.name for path in folder.glob("[!.]*/[!.]*.tar")})
+    if inside and not any(folder.glob("[!.]*.tar")):
+        raise UsageError(
+            f"{folder}: holds shards in {', '.join(inside)}, none for this option: name one of these folders where "
+            "pairs are asked for; `data prepare --unpaired` makes shards for --raw and --srgb"
+        )
+    if any(folder.glob("[!.]*.tar")):
         readers = "`train` and `evaluate --pairs` read them; `data check` and `prepare` take what they were made of"
         raise UsageError(f"{folder}: holds shards: {readers}")
     items = plain.load_unpaired(folder)
@@ -91,7 +97,9 @@ def _unpaired(folder: Path) -> Dataset:
         layouts = "pairs (NAME_raw.png), huawei_raw, mediatek_raw, raws/*.npy"
         unread = len(find_files(folder, UNREAD_PHOTOS))
         why = f" ({unread} in HEIC, which is not read: convert them to JPEG)" if unread else ""
-        raise UsageError(f"{folder}: no data set: no raws, no photos{why}, and none of {layouts}")
+        links = sorted(path.name for path in folder.rglob("*") if path.is_symlink() and path.is_dir())
+        linked = f"; linked folders are not followed, name them: {', '.join(links)}" if links else ""
+        raise UsageError(f"{folder}: no data set: no raws, no photos{why}, and none of {layouts}{linked}")
     if any(photo.photo.name.endswith(RAW_SUFFIX) for photo in photos if photo.photo is not None):
         raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
@@ -163,7 +171,7 @@ def _seen(items: Sequence[Item]) -> RawStatistics:
 def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item], list[Item], str]:
     """Raws and photos of different scenes, from items that may be pairs; and how they were told apart, in words.
 
-    Known scenes are dealt whole, in the order of their names. Where scenes are unknown the first items are the raws and
+    Known scenes are dealt whole, in the order of the items. Where scenes are unknown the first items are the raws and
     the last the photos: crops of one shot have neighbouring numbers in the field's data sets, so one scene may be cut.
     Items that have one side only stay on it, but photos of a scene that is among the raws. Raises UsageError where one
     half would be empty.

@@ -140,7 +140,7 @@ def _blocks(image: NDArray[np.float64], side: int = BLOCK) -> NDArray[np.float64
 
 
 def detect(statistics: RawStatistics, cfa: str) -> RawValues:
-    """Levels from the data for a known phase: white is a full scale of 10, 12, 14 or 16 bits, black the darkest counts.
+    """Levels from the data for a known phase: white is a full scale of 8 to 16 bits, black the darkest counts.
 
     Where the data hold no dark pixel the darkest count says nothing, and black is 0.
     """
