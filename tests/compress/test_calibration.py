@@ -5,16 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from eguot_compress.calibration import CALIBRATION_CROPS, GOLDEN_CROPS, load_calibration
+from eguot_compress.calibration import CALIBRATION_CROPS, GOLDEN_CROPS, MAX_FRAMES, _some, load_calibration
 from eguot_sdk.errors import UsageError
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.config import TrainConfig
 from eguot_train.data.prepare import prepare
 from eguot_train.data.scenes import make_scene
-from eguot_train.data.synth import SynthCamera
+from eguot_train.data.synth import SynthCamera, dng_bytes
 from eguot_train.isps import ISPS
 
 CONFIG = TrainConfig(mode="supervised")
@@ -143,3 +144,31 @@ def test_laid_on_one_tile_every_crop_keeps_its_truth(pairs: Path) -> None:
         which = place % GOLDEN_CROPS
         assert torch.equal(planes, found.golden[which, :, : planes.shape[1], : planes.shape[2]])
         assert torch.equal(truth, found.truths[which, :, : truth.shape[1], : truth.shape[2]])
+
+
+def test_of_many_raws_some_from_all_over_the_folder_are_taken() -> None:
+    """Folders are in the order of shooting: the first hundred may show one evening."""
+    assert _some(range(10)) == list(range(10))
+    chosen = _some(range(1000))
+    assert len(chosen) == len(set(chosen)) == MAX_FRAMES
+    assert (chosen[0], chosen[-1]) == (0, 999)
+    assert max(np.diff(chosen)) < 2 * 1000 / MAX_FRAMES
+
+
+def test_files_are_checked_on_other_crops_than_ranges_were_learned_from(pairs: Path) -> None:
+    found = load_calibration(CONFIG, pairs)
+    learned = {tile.numpy().tobytes() for tile in found.tiles}
+    assert len(learned) > CALIBRATION_CROPS // 2
+    assert not learned & {crop.numpy().tobytes() for crop in found.golden}
+    other = load_calibration(CONFIG, pairs, seed=1)
+    assert not torch.equal(other.tiles, found.tiles)
+
+
+def test_raws_without_truths_have_none(pairs: Path, tmp_path: Path) -> None:
+    for pair in list_pairs(pairs):
+        (tmp_path / f"{pair.name}.dng").write_bytes(dng_bytes(pair.frame()))
+    found = load_calibration(CONFIG, tmp_path)
+    assert (found.source["kind"], found.source["files"]) == ("raws", 3)
+    assert found.truths is None
+    assert found.at_side(40).truths is None
+    assert found.joined().truths is None

@@ -11,9 +11,10 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from eguot_compress import lint as lint_module
 from eguot_compress.cli import lint as command
 from eguot_compress.convert.tflite import to_tflite
-from eguot_compress.lint import TARGETS, lint, lint_network, lint_tflite, receptive_margin
+from eguot_compress.lint import NEEDS_HALF, TARGETS, left_to_cpu, lint, lint_network, lint_tflite, receptive_margin
 from eguot_sdk.errors import CheckpointError, GateError, UsageError
 from eguot_train.checkpoint import build_isp
 from eguot_train.isps.base import IspNet
@@ -197,3 +198,39 @@ def test_refused_networks_are_exit_3() -> None:
     told = CliRunner().invoke(command, ["--isp", "liteispnet"]).stdout.splitlines()[:-1]
     assert len(told) == len({(f["severity"], f["what"], tuple(f["targets"])) for f in each}) < len(each)
     assert [line.partition(":")[0] for line in told] == sorted(line.partition(":")[0] for line in told)
+
+
+def test_a_target_is_told_its_own_findings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strided slicing stops TFLite files and no Core ML package."""
+    monkeypatch.setattr(lint_module, "build_isp", lambda name: _Sliced())
+    assert {f.targets for f in lint("qisp-s", ["nnapi"])} == {("nnapi",)}
+    assert not [f for f in lint("qisp-s", ["coreml-ane"]) if "GATHER_ND" in f.what]
+    assert next(f for f in lint("qisp-s") if "GATHER_ND" in f.what).targets == ("tflite-cpu", "tflite-gpu", "nnapi")
+
+
+def test_a_halo_that_is_one_too_small_shows_seams() -> None:
+    for halo, fine in ((1, False), (2, True)):
+        net = _Body()
+        net.halo = halo
+        assert (list(lint_network(net)) == []) == fine
+
+
+def test_files_are_told_what_each_delegate_leaves_to_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """By the published lists: NNAPI has no LEAKY_RELU, neither has GATHER_ND, nobody has a custom op or rank 5."""
+    ops = {"CONV_2D": 3, "GATHER_ND": 1, "LEAKY_RELU": 2, "CUSTOM": 1}
+    monkeypatch.setattr(lint_module, "describe", lambda path: {"ops": ops})
+    monkeypatch.setattr(lint_module, "_largest_rank", lambda path: 5)
+    found = {f.where: f for f in lint_tflite(tmp_path / "net.tflite")}
+    assert set(found) == {"GATHER_ND", "LEAKY_RELU", "CUSTOM", "net.tflite"}
+    assert (found["GATHER_ND"].severity, found["GATHER_ND"].targets) == ("warning", ("tflite-gpu", "nnapi"))
+    assert (found["LEAKY_RELU"].severity, found["LEAKY_RELU"].targets) == ("warning", ("nnapi",))
+    assert (found["CUSTOM"].severity, found["CUSTOM"].targets) == ("error", ("tflite-cpu", "tflite-gpu", "nnapi"))
+    assert (found["net.tflite"].severity, found["net.tflite"].targets) == ("error", ("tflite-gpu", "nnapi"))
+    assert "rank 5" in found["net.tflite"].what
+    monkeypatch.setattr(lint_module, "_largest_rank", lambda path: 4)
+    assert "net.tflite" not in {f.where for f in lint_tflite(tmp_path / "net.tflite")}
+    assert left_to_cpu("tflite", ops) == {
+        "tflite-cpu": ["CUSTOM"], "tflite-gpu": ["CUSTOM", "GATHER_ND"], "nnapi": ["CUSTOM", "GATHER_ND", "LEAKY_RELU"]
+    }  # fmt: skip
+    assert left_to_cpu("coreml", ["conv"]) == {"coreml-ane": [NEEDS_HALF]}
+    assert left_to_cpu("coreml", ["conv"], half=True) == left_to_cpu("onnx", ["Conv"]) == {}

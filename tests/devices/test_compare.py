@@ -296,3 +296,80 @@ def test_without_quality_the_fastest_is_best(report: Report) -> None:
     assert budget_lines(with_models(report, *models).devices[0], 16.0)[0].startswith(
         "best within 16 ms a frame on local: b"
     )
+
+
+def memory(report: Report, mb: float) -> Report:
+    (model,) = report.devices[0].models
+    return with_models(report, dataclasses.replace(model, peak_memory_mb=mb))
+
+
+@pytest.mark.parametrize(
+    ("mb", "verdict"), [(104.0, "same"), (106.0, "larger"), (96.0, "same"), (94.0, "smaller"), (100.0, "same")]
+)
+def test_memory_counts_from_five_percent(report: Report, mb: float, verdict: str) -> None:
+    assert verdicts(memory(report, 100.0), memory(report, mb))["peak memory"] == verdict
+
+
+@pytest.mark.parametrize(("db", "verdict"), [(24.508, "same"), (24.512, "better"), (24.488, "worse"), (24.492, "same")])
+def test_quality_counts_from_a_hundredth_of_a_decibel(report: Report, db: float, verdict: str) -> None:
+    assert verdicts(changed(report, psnr_db=24.5), changed(report, psnr_db=db))["PSNR"] == verdict
+
+
+def test_the_noise_of_either_run_counts(report: Report) -> None:
+    """A first run on a busy machine says as little as a second one."""
+    noisy, calm = changed(report, noise=30.0), changed(report, ms=5.0, noise=3.0)
+    assert verdicts(noisy, calm)["tile"] == "same"
+    assert verdicts(changed(report, noise=3.0), changed(report, ms=5.0, noise=30.0))["tile"] == "same"
+    assert verdicts(changed(report, noise=3.0), calm)["tile"] == "slower"
+
+
+def test_a_median_without_an_interval_decides_nothing(report: Report) -> None:
+    """Of five runs there is a median, and no interval that it is known to lie in."""
+    (model,) = changed(report, ms=9.0).devices[0].models
+    latency = dataclasses.replace(model.tile.latency, p50_low_ms=None, p50_high_ms=None, runs=5)
+    few = with_models(report, dataclasses.replace(model, tile=dataclasses.replace(model.tile, latency=latency)))
+    for before, after in ((changed(report), few), (few, changed(report))):
+        assert verdicts(before, after)["tile"] == "same"
+
+
+def test_the_same_raw_at_another_size_is_another_raw(report: Report) -> None:
+    for field in ("width", "height"):
+        size = getattr(report.raw, field) + 2
+        other = dataclasses.replace(report, raw=dataclasses.replace(report.raw, **{field: size}))
+        with pytest.raises(UsageError, match="different raws"):
+            compare(report, other)
+
+
+def slow_at_times(report: Report, name: str, p50: float, p90: float | None, psnr_db: float) -> ModelProfile:
+    model = within(report, name, p50, psnr_db)
+    assert model.frame is not None
+    latency = dataclasses.replace(model.frame.latency, p90_ms=p90)
+    return dataclasses.replace(model, frame=dataclasses.replace(model.frame, latency=latency))
+
+
+def test_a_budget_is_held_by_nine_frames_of_ten(report: Report) -> None:
+    """A median within the budget is half of the frames too late."""
+    models = [slow_at_times(report, "steady", 14, 16, 20), slow_at_times(report, "jumpy", 12, 19, 30)]
+    best, *others = budget_lines(with_models(report, *models).devices[0], 16.0)
+    assert best == "best within 16 ms a frame on local: steady (16.0 ms, 20.00 dB)"  # as long as allowed is no longer
+    assert "jumpy: takes 19.0 ms, 3.0 too long" in others
+
+
+def test_where_no_frame_was_timed_tiles_fit_a_budget(report: Report) -> None:
+    """Phones time tiles alone."""
+    models = []
+    for name, p50, p90, db in (("a", 10, 15, 20), ("b", 10, 20, 30), ("c", 15.0, None, 10)):
+        model = within(report, name, 1, db)
+        latency = dataclasses.replace(model.tile.latency, p50_ms=p50, p90_ms=p90)
+        models.append(dataclasses.replace(model, frame=None, tile=dataclasses.replace(model.tile, latency=latency)))
+    best, *others = budget_lines(with_models(report, *models).devices[0], 16.0)
+    assert best == "best within 16 ms a tile on local: a (15.0 ms, 20.00 dB)"
+    assert "b: takes 20.0 ms, 4.0 too long" in others
+    assert "c: fits (15.0 ms), 10.00 dB worse" in others
+    assert budget_lines(with_models(report, *models).devices[0], 5.0)[0] == "nothing fits into 5 ms a tile on local"
+
+
+def test_without_quality_others_that_fit_are_slower(report: Report) -> None:
+    models = [within(report, name, ms, None) for name, ms in (("a", 10), ("b", 5))]
+    _, *others = budget_lines(with_models(report, *models).devices[0], 16.0)
+    assert [line for line in others if "fits" in line] == ["a: fits (10.0 ms), slower"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eguot_devices import timing
-from eguot_devices.timing import median_interval, repeat, summarise
+from eguot_devices.timing import median_interval, noise_pct, repeat, summarise
 
 
 class Clock:
@@ -101,3 +101,33 @@ def test_percentiles_are_those_of_numpy() -> None:
     latency = summarise(0.0, list(samples))
     assert latency.p50_ms == pytest.approx(np.median(samples))
     assert latency.p90_ms == pytest.approx(np.quantile(samples, 0.9))
+
+
+def test_rare_slow_runs_are_told_where_enough_runs_stand_behind_them() -> None:
+    samples = np.random.default_rng(0).gamma(2.0, 3.0, 400)
+    assert summarise(0.0, list(samples)).p99_ms == pytest.approx(np.quantile(samples, 0.99))
+    assert summarise(0.0, list(samples[:100])).p99_ms is not None
+    assert summarise(0.0, list(samples[:99])).p99_ms is None
+    assert summarise(0.0, list(samples[:5])).p90_ms is not None
+    assert summarise(0.0, list(samples[:4])).p90_ms is None
+
+
+def test_noise_is_the_middle_eight_tenths_over_the_median() -> None:
+    assert noise_pct([10.0] * 8) == 0
+    assert noise_pct(list(np.linspace(90, 110, 101))) == pytest.approx(16.0)
+    assert noise_pct([1000.0 * t for t in np.linspace(90, 110, 101)]) == pytest.approx(16.0)
+
+
+def test_no_more_runs_than_asked_for(clock: Clock) -> None:
+    latency = repeat(
+        takes_ms(clock, endless(1.0, 0.1, 0.3)), seconds=1e9, min_runs=5, max_runs=17, on_run=lambda run: None
+    )
+    assert latency.runs == 17
+
+
+@pytest.mark.parametrize(("apart", "ends"), [(0.3, True), (0.5, False)])
+def test_runs_end_once_the_median_is_known_to_two_percent(clock: Clock, apart: float, ends: bool) -> None:
+    """Times that jump between two values leave an interval from the one to the other: 3 or 5% of the median."""
+    call = takes_ms(clock, endless(10.0, 10.0, 10.0 + apart))
+    latency = repeat(call, seconds=1e9, min_runs=20, max_runs=60, on_run=lambda run: None)
+    assert latency.runs == (20 if ends else 60)

@@ -134,3 +134,71 @@ def test_an_absurd_balance_is_not_used(make_dng: MakeDng, counts: Any) -> None:
     frame = read_raw(make_dng(counts, t50728=(5, (1, 30, 1, 1, 1, 1))))
     assert frame.white_balance is None
     assert frame.origins["white_balance"].startswith("absurd (30, 1, 1)")
+
+
+def daylight(kelvin: float) -> NDArray[Any]:
+    """XYZ of the CIE daylight of a colour temperature from 4,000 to 7,000 K."""
+    x = -4.6070e9 / kelvin**3 + 2.9678e6 / kelvin**2 + 0.09911e3 / kelvin + 0.244063
+    y = -3 * x**2 + 2.87 * x - 0.275
+    return np.array([x, y, 1 - x - y]) / y
+
+
+MIRED = 1 / (0.4 / 2850 + 0.6 / 6500)
+"""Kelvin of the light that lies, in reciprocal kelvin, at 6 tenths of the way from lamp to daylight: 4,298."""
+BETWEEN = 0.4 * LAMP + 0.6 * DAYLIGHT
+FORWARD = np.array([[0.70, 0.15, 0.1142], [0.25, 0.85, -0.10], [0.02, -0.10, 0.9049]])
+FORWARD_COLD = np.array([[0.60, 0.25, 0.1142], [0.20, 0.90, -0.10], [0.05, -0.15, 0.9249]])
+
+
+def test_weights_follow_the_reciprocal_temperature(make_dng: MakeDng, counts: Any) -> None:
+    """Specification, chapter 6: linear in 1 / kelvin, so four tenths of the lamp's matrices at 4,298 K."""
+    white = daylight(MIRED)
+    frame = read_raw(two_lights(make_dng, counts, BETWEEN @ white))
+    assert frame.matrix is not None
+    for colour in ([0.3, 0.5, 0.2], [0.6, 0.2, 0.1], [0.1, 0.2, 0.7]):
+        under_light = bradford(XYZ_D65, white) @ DCRAW_SRGB_TO_XYZ @ np.array(colour)
+        assert frame.matrix @ ((BETWEEN @ under_light) / (BETWEEN @ white)) == pytest.approx(colour, abs=0.01)
+    forwards = {"t50964": rationals(FORWARD), "t50965": rationals(FORWARD_COLD)}
+    frame = read_raw(two_lights(make_dng, counts, BETWEEN @ white, **forwards))
+    expected = np.linalg.solve(DCRAW_SRGB_TO_XYZ, bradford(XYZ_D50, XYZ_D65) @ (0.4 * FORWARD + 0.6 * FORWARD_COLD))
+    assert frame.matrix == pytest.approx(expected / expected.sum(axis=1, keepdims=True), abs=4e-3)
+
+
+@pytest.mark.parametrize("forward", [{}, {"t50964": rationals(FORWARD), "t50965": rationals(FORWARD_COLD)}])
+@pytest.mark.parametrize("balance", [np.ones(3), np.array([1.25, 1.0, 0.9])])
+def test_a_body_that_mixes_colours_of_its_own_comes_out_as_its_model(
+    make_dng: MakeDng, counts: Any, forward: dict[str, Any], balance: NDArray[Any]
+) -> None:
+    """Camera = AnalogBalance @ CameraCalibration @ model, of the light: what both bodies see comes out alike."""
+    warm, cold = (np.eye(3) + share * np.array([[0.0, 0.1, 0], [0.05, 0, 0.05], [0, 0.1, 0]]) for share in (1.0, -0.5))
+    body = np.diag(balance) @ (0.4 * warm + 0.6 * cold)
+    white, surface = daylight(MIRED), np.array([0.5, 0.3, 0.2])
+    plain = read_raw(two_lights(make_dng, counts, BETWEEN @ white, **forward)).matrix
+    tags = {"t50723": rationals(warm), "t50724": rationals(cold), "t50727": (5, rationals(balance)[1])}
+    mine = read_raw(two_lights(make_dng, counts, body @ BETWEEN @ white, **tags, **forward)).matrix
+    assert plain is not None
+    assert mine is not None
+    seen = BETWEEN @ surface / (BETWEEN @ white)
+    assert mine @ (body @ BETWEEN @ surface / (body @ BETWEEN @ white)) == pytest.approx(plain @ seen, abs=0.01)
+
+
+def test_a_second_forward_matrix_alone_is_used_with_its_own_calibration(make_dng: MakeDng, counts: Any) -> None:
+    mixing = np.array([[1.0, 0.1, 0.0], [0.05, 1.0, 0.05], [0.0, 0.1, 1.0]])
+    colours = {"t50721": rationals(DAYLIGHT), "t50965": rationals(FORWARD)}
+    body = mixing @ DAYLIGHT @ XYZ_D50
+    found = read_raw(make_dng(counts, **colours, t50724=rationals(mixing), t50728=neutral(body)))
+    assert found.origins["matrix"] == "tag ForwardMatrix2"
+    expected = np.linalg.solve(DCRAW_SRGB_TO_XYZ, bradford(XYZ_D50, XYZ_D65) @ FORWARD)
+    white, surface = DAYLIGHT @ XYZ_D50, DAYLIGHT @ np.array([0.5, 0.3, 0.2])
+    assert found.matrix is not None
+    seen = found.matrix @ (mixing @ surface / body)
+    assert seen == pytest.approx(expected @ (surface / white), abs=0.01)
+
+
+def test_a_matrix_that_is_no_cameras_is_not_used(make_dng: MakeDng, counts: Any) -> None:
+    """White stays white through it, but an entry of twenty would show noise and nothing else."""
+    wild = FORWARD + np.array([[9.0, -9.0, 0.0], [-20.0, 20.0, 0.0], [0.0, 0.0, 0.0]])
+    plain = read_raw(make_dng(counts, t50721=rationals(DAYLIGHT)))
+    frame = read_raw(make_dng(counts, t50721=rationals(DAYLIGHT), t50964=rationals(wild)))
+    assert frame.origins["matrix"] == "tag ColorMatrix1"
+    np.testing.assert_array_equal(frame.matrix, plain.matrix)  # type: ignore[arg-type]

@@ -172,3 +172,70 @@ def test_stripes_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("eguot_sdk.ingest.STRIPE", 3 * 64)
     Ingest(frame, SPEC).fill(striped, -2, -1)
     np.testing.assert_array_equal(striped, whole)
+
+
+def cells_of(values: NDArray[Any], *, white: float = 1000.0) -> RawFrame:
+    """A frame of unknown balance of cells [h, w, 4] in the order R, Gr, Gb, B, black 0."""
+    mosaic = np.empty((2 * values.shape[0], 2 * values.shape[1]), np.uint16)
+    for plane, (y, x) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        mosaic[y::2, x::2] = values[..., plane]
+    return RawFrame.from_array(mosaic, cfa="RGGB", black=0, white=white)
+
+
+def estimate(values: NDArray[Any]) -> NDArray[np.float64]:
+    gains, origin = balanced_gains(cells_of(values))
+    assert "grey world" in origin
+    assert min(gains) == 1
+    return np.array(gains)
+
+
+SCENE = np.random.default_rng(5).uniform(0.5, 1.5, (30, 40, 1)) * np.array([200, 420, 440, 260])
+
+
+def test_an_estimated_balance_lies_between_the_greys_and_a_typical_one() -> None:
+    """Nearer to what makes the picture grey; both greens count alike, and so does the exposure."""
+    grey, typical = np.array([430 / 200, 1, 430 / 260]), np.array([1.9, 1, 1.6])
+    for tint in (np.array([1.0, 1, 1, 1]), np.array([1.8, 1, 1, 0.6]), np.array([0.7, 1, 1, 1.4])):
+        seen = grey / tint[[0, 1, 3]]
+        found = estimate(SCENE * tint)
+        found = found / found[1]
+        for channel in (0, 2):
+            low, high = sorted((seen[channel], typical[channel]))
+            assert low - 0.02 <= found[channel] <= high + 0.02
+            assert abs(np.log(found[channel] / seen[channel])) <= abs(np.log(found[channel] / typical[channel])) + 0.01
+    np.testing.assert_allclose(estimate(SCENE[..., [0, 2, 1, 3]]), estimate(SCENE), rtol=1e-3)
+    np.testing.assert_allclose(estimate(SCENE / 4), estimate(SCENE), rtol=0.02)
+
+
+def test_neither_clipped_nor_black_cells_say_what_is_grey() -> None:
+    clipped, black = SCENE.copy(), SCENE.copy()
+    clipped[:10] = (1000, 1000, 1000, 500)  # a lamp: where it clips, its colour is unknown
+    black[:20] = (9, 0, 0, 9)  # noise, where there is no light
+    for spoilt, kept in ((clipped, SCENE[10:]), (black, SCENE[20:])):
+        np.testing.assert_allclose(estimate(spoilt), estimate(kept), rtol=0.01)
+
+
+def test_counts_that_are_balanced_already_are_left_as_they_are() -> None:
+    """Cameras that balance before they store would come out pink by the typical gains of a sensor."""
+    np.testing.assert_allclose(estimate(np.full((30, 40, 4), 400.0)), 1, atol=1e-6)
+    assert estimate(SCENE * np.array([430 / 200, 430 / 420, 430 / 440, 430 / 260])).max() < 1.02
+
+
+def test_a_picture_that_says_nothing_gets_the_typical_balance() -> None:
+    for nothing in (np.zeros((8, 8, 4)), np.full((8, 8, 4), 1000.0)):
+        np.testing.assert_allclose(estimate(nothing), (1.9, 1, 1.6))
+
+
+def test_without_a_matrix_colours_become_those_of_a_typical_camera() -> None:
+    """Sensors see colours paler than sRGB has them: the default leaves grey alone and deepens the rest."""
+    matrix, origin = color_matrix(make_frame(8, 8, "RGGB", matrix=None))
+    assert origin.startswith("default")
+    np.testing.assert_allclose(matrix.sum(axis=1), 1)
+    assert (np.diag(matrix) > 1.2).all()
+    red = np.full((8, 8), 200, np.uint16)
+    red[::2, ::2] = 600
+    frame = RawFrame.from_array(red, cfa="RGGB", black=0, white=1000, white_balance=(1, 1, 1))
+    out = np.empty((4, 4, 4), np.float32)
+    Ingest(frame, SPEC.replace(input=TensorSpec())).fill(out, 0, 0)
+    linear = out[0, 0] ** 2.2
+    assert linear[0] / linear[1] > 1.3 * 3

@@ -425,3 +425,34 @@ def test_square_pixels_have_the_size_of_libraw(shared_data: Path) -> None:
         shape, aspect = raw.postprocess().shape, raw.sizes.pixel_aspect
     assert shape == (976, 1301, 3)
     assert to_square_pixels(np.zeros((976, 848, 3), np.uint8), aspect).shape == shape
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_the_time_the_picture_was_taken_is_where_viewers_look(
+    tmp_path: Path, picture8: NDArray[np.uint8], name: str
+) -> None:
+    """Photo libraries sort by DateTimeOriginal; sRGB is told by ColorSpace as well. High ISO fits into 16 bits."""
+    path = write_image(tmp_path / name, picture8, exif={**EXIF, "ISO": 51200})
+    with Image.open(path) as image:
+        details = image.getexif().get_ifd(0x8769)
+    assert details[0x9003] == "2021:03:26 21:16:32"
+    assert details[0xA001] == 1
+    assert details[0x8827] == 51200
+
+
+def test_a_quality_beyond_100_is_refused(tmp_path: Path, picture8: NDArray[np.uint8]) -> None:
+    for quality in (101, -1):
+        with pytest.raises(UsageError, match="1 to 100"):
+            write_image(tmp_path / "a.jpg", picture8, quality=quality)
+    for quality in (1, 100):
+        write_image(tmp_path / "a.jpg", picture8, quality=quality)
+
+
+@pytest.mark.parametrize(("aspect", "width"), [(1.004, 200), (0.996, 200), (1.02, 204), (1 / 1.02, 200)])
+def test_pixels_count_as_square_where_libraw_says_so(aspect: float, width: int) -> None:
+    """It stretches beyond 0.995 and 1.005."""
+    rgb = np.zeros((100, 200, 3), np.uint8)
+    square = to_square_pixels(rgb, aspect)
+    assert square.shape == (102 if aspect == 1 / 1.02 else 100, width, 3)
+    assert (square is rgb) == (0.995 < aspect < 1.005)
+    assert square.shape[:2] == output.square_size(100, 200, aspect)

@@ -7,8 +7,10 @@ import json
 import re
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -16,8 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
+from eguot_sdk import pairs as pairs_module
 from eguot_sdk.errors import CorruptRaw, EguotError, RawError, UsageError
 from eguot_sdk.isp import ISP
+from eguot_sdk.output import written_beside
 from eguot_sdk.pairs import Pair, list_pairs, write_pair
 from eguot_sdk.raw import RawFrame
 from eguot_sdk.shading import GainMap
@@ -251,3 +255,37 @@ def test_the_real_pairs_of_the_larger_collection_read(shared_data: Path) -> None
     balances = {p.name: p.frame().white_balance for p in pairs}
     assert balances["canon_eos_d30"] is None
     assert balances["canon_g2_0304"] == pytest.approx((1687 / 1036, 1.0, 1655 / 1036))
+
+
+def test_a_truth_may_be_called_jpeg(pair: Pair, truth: NDArray[np.uint8]) -> None:
+    pair.truth_path.unlink()
+    Image.fromarray(truth).save(pair.raw_path.with_name("one_srgb.jpeg"), quality=95)
+    (found,) = list_pairs(pair.raw_path.parent)
+    assert found.truth().shape == truth.shape
+
+
+def test_a_mosaic_is_a_png_whatever_its_name(pair: Pair) -> None:
+    """Other formats hold counts that 16 bits do not, or are read by decoders that nobody expects."""
+    Image.fromarray(np.full((32, 48), 70_000, np.int32)).save(pair.raw_path, "TIFF")
+    with pytest.raises(RawError, match=r"one_raw\.png: cannot be read"):
+        pair.frame()
+
+
+@pytest.mark.parametrize("suffix", ["_srgb.png", ".json"])
+def test_a_pair_that_was_cut_off_is_no_pair(
+    tmp_path: Path, frame: RawFrame, truth: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """The mosaic is written last: without it nothing is listed, and nobody trips over half a pair."""
+
+    @contextmanager
+    def killed(path: Path) -> Iterator[IO[bytes]]:
+        if path.name.endswith(suffix):
+            raise KeyboardInterrupt
+        with written_beside(path) as file:
+            yield file
+
+    write_pair(tmp_path, "whole", frame, truth)
+    monkeypatch.setattr(pairs_module, "written_beside", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_pair(tmp_path, "half", frame, truth)
+    assert [p.name for p in list_pairs(tmp_path)] == ["whole"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from eguot_sdk import ISP, read_raw
 from eguot_sdk.errors import RawError, UsageError
+from eguot_sdk.raw import RawFrame
 from eguot_sdk.shading import PEDESTAL, TOP, ShadingError, evened, read_gain_maps, shaded
 
 PHASES = {"RGGB": "RGGB", "GRBG": "GRBG", "GBRG": "GBRG", "BGGR": "BGGR"}
@@ -158,3 +160,31 @@ def test_any_bytes_are_maps_or_an_error(data: bytes, after_magic: bool) -> None:
     codes = opcode_list(opcode(GRID))[:40] + data if after_magic else data
     with contextlib.suppress(ShadingError):
         read_gain_maps(codes, cfa="GRBG", origin=(0, 1), area=(0, 1, 32, 48))
+
+
+def test_planes_of_different_levels_are_evened_by_their_own(make_dng: MakeDng, counts: Any) -> None:
+    """Half way between the black and the white of its plane is half way after, times the gain."""
+    codes = opcode_list(opcode(np.full((1, 1), 1.5), pitch=1))
+    maps = read_raw(make_dng(counts, t51009=(1, tuple(codes)))).gain_maps
+    black, white = (10.0, 20.0, 30.0, 40.0), (1010.0, 1220.0, 1430.0, 1640.0)
+    mosaic = np.empty((32, 48), np.uint16)
+    for plane, (y, x) in enumerate(SITES):  # R, Gr, Gb, B of RGGB
+        mosaic[y::2, x::2] = (black[plane] + white[plane]) / 2
+    frame = RawFrame.from_array(mosaic, cfa="RGGB", black=black, white=white)
+    even = evened(dataclasses.replace(frame, gain_maps=maps))
+    np.testing.assert_allclose(even.mosaic, PEDESTAL + 0.75 * (TOP - PEDESTAL), atol=1)
+
+
+def test_what_is_even_already_may_be_asked_to_be(make_dng: MakeDng, counts: Any) -> None:
+    codes = opcode_list(opcode(np.full((1, 1), 1.5), pitch=1))
+    even = evened(read_raw(make_dng(counts, t51009=(1, tuple(codes)))))
+    assert shaded(even, "on") is even
+
+
+@pytest.mark.parametrize(("at", "value"), [(4, 1), (5, 0)])
+def test_maps_of_planes_that_a_mosaic_does_not_have_are_refused(at: int, value: int) -> None:
+    """Plane 1 on, or no plane at all: such a map is of a picture of three colours."""
+    code = bytearray(opcode(np.ones((3, 3)), pitch=1))
+    struct.pack_into(">I", code, 16 + 4 * at, value)
+    with pytest.raises(ShadingError, match="another layout"):
+        read_gain_maps(opcode_list(bytes(code)), cfa="RGGB", origin=(0, 0), area=(0, 0, 32, 48))

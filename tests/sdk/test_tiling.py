@@ -134,3 +134,60 @@ def test_what_files_were_read_counts_as_free_memory(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(tiling_module, "MEMORY", tmp_path / "meminfo")
     (tmp_path / "meminfo").write_text("MemTotal: 64000000 kB\nMemAvailable: 60000000 kB\n")
     assert tiling_module.free_memory_bytes() == 1_910_000_000
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, root: Path, files: dict[str, str]) -> None:
+    """A system that has these files under /proc and /sys, and no others."""
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    monkeypatch.setattr(tiling_module, "MEMORY", root / "proc/meminfo")
+    monkeypatch.setattr(tiling_module, "CONTROL_GROUP", root / "sys/fs/cgroup")
+    monkeypatch.setattr(tiling_module, "Path", lambda name: root / name.removeprefix("/"))
+    tiling_module.last_level_cache_bytes.cache_clear()
+
+
+MEMINFO = "MemTotal:       32000000 kB\nMemFree:         1000000 kB\nMemAvailable:    8000000 kB\nBuffers: 5 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [
+        (None, None, 8_000_000 << 10),
+        ("max\n", "5000000000\n", 8_000_000 << 10),
+        ("2000000000\n", "1500000000\n", 500_000_000),  # a container of 2 GB
+        ("64000000000\n", "1000000000\n", 8_000_000 << 10),
+        ("2000000000\n", "2000001000\n", 0),
+    ],
+)
+def test_free_memory_is_what_system_and_container_leave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limit: str | None, used: str | None, expected: int
+) -> None:
+    group = {}
+    if limit is not None and used is not None:
+        group = {"memory.max": limit, "memory.current": used, "memory.stat": "anon 7\ninactive_file 0\n"}
+    files = {"proc/meminfo": MEMINFO} | {f"sys/fs/cgroup/{name}": text for name, text in group.items()}
+    machine(monkeypatch, tmp_path, files)
+    assert tiling_module.free_memory_bytes() == expected
+
+
+def test_a_system_that_does_not_say_has_4_gb_and_a_cache_of_1_mb(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine(monkeypatch, tmp_path, {"sys/devices/system/cpu/cpu0/cache/index0/size": "a lot\n"})
+    assert tiling_module.free_memory_bytes() == 4 << 30
+    assert tiling_module.last_level_cache_bytes() == 1 << 20
+    tiling_module.last_level_cache_bytes.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [(["48K", "32K", "2048K", "266240K"], 260 << 20), (["32K", "8M"], 8 << 20), (["524288"], 1 << 19)],
+)
+def test_the_largest_cache_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sizes: list[str], expected: int
+) -> None:
+    place = "sys/devices/system/cpu/cpu0/cache/index{}/size"
+    machine(monkeypatch, tmp_path, {place.format(i): f"{size}\n" for i, size in enumerate(sizes)})
+    assert tiling_module.last_level_cache_bytes() == expected
+    tiling_module.last_level_cache_bytes.cache_clear()

@@ -7,7 +7,9 @@ import pickle
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, overload
 
 import numpy as np
 import pytest
@@ -120,3 +122,33 @@ def test_cores_are_bounded_by_what_a_container_may_use(
     monkeypatch.setattr(workers, "CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     assert workers.core_count() == cores
+
+
+class Asked(Sequence[int]):
+    """Whole numbers that note how many were asked for: a set of thousands of raws must not be queued at once."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.asked = count, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: Any) -> Any:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[int]:
+        for number in range(self.count):
+            self.asked += 1
+            yield number
+
+
+def test_no_more_tasks_wait_than_twice_the_workers() -> None:
+    items = Asked(30)
+    for done, (value, _) in enumerate(workers.map_processes(square, items, workers=2)):
+        assert value == done * done
+        assert items.asked <= done + 4
+    assert items.asked == 30

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from eguot_sdk.errors import UsageError
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_train.config import TrainConfig
 from eguot_train.data import batches as batches_module
-from eguot_train.data.batches import Batch, Batches, load_sources, pictures
+from eguot_train.data.batches import Batch, Batches, Streamed, load_sources, pictures
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.shards import Sample, write_shards
 from eguot_train.data.synth import SynthCamera, dng_bytes
@@ -275,3 +276,54 @@ def test_a_folder_too_large_for_memory_is_streamed(
     assert load_sources(same).hashes == sources.hashes
     (copied / "scene0.dng").write_bytes((copied / "scene0.dng").read_bytes() + b"\0")
     assert load_sources(same).hashes["raw"] != sources.hashes["raw"]
+
+
+class Counted:
+    """A stream of the pairs in turn that notes how far it was read."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items, self.furthest = items, -1
+        self.skipped: list[str] = []
+
+    def sample(self, position: int) -> Any:
+        self.furthest = max(self.furthest, position)
+        return self.items[position % len(self.items)]
+
+
+def test_a_window_moves_on_once_its_samples_were_used(folders: dict[str, str]) -> None:
+    """Four crops of each sample: with two a step, one sample every other step."""
+    config = TrainConfig(mode="paired", batch=2, crop=24, transport=0.0, window=3, reuse=4, pairs=folders["pairs"])
+    sources = load_sources(config)
+    stream = Counted(list(sources.pairs))
+    sources.streamed["pairs"] = Streamed(lambda rank, world: stream, 3)  # type: ignore[arg-type, return-value]
+    batches = Batches(config, sources, Alignment())
+    seen = []
+    for step in range(9):
+        batches.at(step)
+        seen.append(stream.furthest)
+    assert seen == [2, 2, 3, 3, 4, 4, 5, 5, 6]
+
+
+def test_large_samples_of_a_window_are_drawn_more_often(folders: dict[str, str]) -> None:
+    """By the square root of the area, as among the pictures of a folder: 9 times as large, 3 times as often."""
+    camera = SynthCamera.from_seed(3)
+    pairs = [
+        batches_module.HeldPair(name, camera.shoot(scene, name), scene)
+        for name, side, level in (("small", 64, 0), ("large", 192, 255))
+        for scene in [np.full((side, side, 3), level, np.uint8)]
+    ]
+    config = TrainConfig(mode="paired", batch=40, crop=24, transport=0.0, window=2, pairs=folders["pairs"])
+    sources = load_sources(config)
+    sources.streamed["pairs"] = Streamed(lambda rank, world: Counted(pairs), 2)  # type: ignore[arg-type, return-value]
+    batches = Batches(config, sources, Alignment())
+    truths = [truth for step in range(10) if (truth := batches.at(step).pair_truth) is not None]
+    assert float(torch.cat(truths).mean()) == pytest.approx(0.75, abs=0.06)
+
+
+def test_photos_are_drawn_by_their_weights(folders: dict[str, str]) -> None:
+    config = TrainConfig(mode="unpaired", batch=8, crop=32, find_pairs=False, raw=folders["raw"], srgb=folders["srgb"])
+    sources = load_sources(config)
+    every = Batches(config, sources, Alignment())
+    assert {i for step in range(4) for i in every.at(step).target_index} == {0, 1, 2}
+    one = Batches(config, sources, Alignment(), photo_weights=[0.0, 1.0, 0.0])
+    assert {i for step in range(4) for i in one.at(step).target_index} == {1}

@@ -260,3 +260,21 @@ def test_a_run_folder_does_not_choose_what_is_imported(monkeypatch: pytest.Monke
         _refuse_foreign_code(tmp_path, "never_imported_module:Net")
     monkeypatch.setenv(TRUST, "1")
     _refuse_foreign_code(tmp_path, "never_imported_module:Net")
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_one_weight_that_is_no_number_is_enough(value: float) -> None:
+    state = {name: tensor.clone() for name, tensor in awake().state_dict().items()}
+    state["stem.own.weight"].view(-1)[-1] = value
+    with pytest.raises(CheckpointError, match=r"somewhere: stem\.own\.weight holds values that are no numbers"):
+        load_weights(awake(seed=1), state, "somewhere")
+
+
+def test_a_config_is_read_to_a_limit(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has some thousand characters; a file of gigabytes must not be read to its end."""
+    text = (run / "config.json").read_text()
+    (run / "config.json").write_text(" " * 2000 + text)
+    assert load_run(run).step == 20
+    monkeypatch.setattr(checkpoint, "MAX_CONFIG", 2000)
+    with pytest.raises(CheckpointError, match="config"):
+        load_run(run)

@@ -197,3 +197,18 @@ def test_running_statistics_are_weighted_means() -> None:
 def test_parameter_counts_at_full_width(expert: torch.nn.Module, parameters: int) -> None:
     """METHOD.md 3.1-3.3: 95K + 57K, 0.67M with 8 channels and 4 x 64 x 16 fewer with 4, about 66K."""
     assert sum(p.numel() for p in expert.parameters()) == parameters
+
+
+def test_spectra_are_standardised_by_what_was_seen() -> None:
+    """Reals come out around zero with a spread of about one, every frequency of every window."""
+    expert, rgb = FrequencyExpert(8), natural(8, 128, 7)
+    weights = torch.tensor([2.0, 0.0, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0])
+    expert.observe(rgb, weights)
+    spectra = frequency_features(rgb)[0]  # of four windows each
+    assert spectra.shape[1] == 4
+    assert expert.spectrum_scale is not None
+    share = weights[:, None, None, None] / 8
+    torch.testing.assert_close(expert.spectrum_scale.mean, (share * spectra.mean(1)).sum(0), rtol=1e-4, atol=1e-4)
+    seen = expert.transform(rgb)[1][weights > 0]
+    assert seen.mean().abs() < 0.2
+    assert 0.7 < float(seen.std()) < 1.3

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from eguot_sdk.errors import CheckpointError, UsageError
 from eguot_train.experts import ColourExpert, Committee, Expert, FrequencyExpert, StructureExpert
 from eguot_train.experts.base import Features
+from eguot_train.experts.frequency import frequency_features
 
 
 def make(gamma: float = 10.0, seed: int = 0) -> Committee:
@@ -190,3 +191,45 @@ def test_an_expert_of_ones_own_learns() -> None:
         logged = committee.step(natural(8, 64, seed), natural(8, 64, 500 + seed) + 0.3)
     assert logged["sign_texture"] == 1.0
     assert digest(backbone) == before
+
+
+def test_penalties_that_are_taken_seldom_count_for_the_steps_between(real: Tensor, fake: Tensor) -> None:
+    """At every third step three times gamma / 2 (R1 + R2), in between none; from the definition."""
+    torch.manual_seed(0)
+    expert = _Linear()
+    committee = Committee([expert], [1.0], lr=1e-9, penalty_every=3)
+    for step in range(4):
+        w = expert.head.weight.detach().clone().requires_grad_(True)
+        loss = torch.log1p(torch.exp(-(real - fake).mean((2, 3)) @ w[0])).mean()
+        if step % 3 == 0:
+            loss = loss + 3 * 10 / 2 * 2 * w.square().sum()
+        (want,) = torch.autograd.grad(loss, w)
+        want = want / want.norm() if want.norm() > 1 else want  # the gradient's length is at most 1
+        committee.step(real, fake)
+        assert expert.head.weight.grad is not None
+        torch.testing.assert_close(expert.head.weight.grad, want, rtol=1e-4, atol=1e-7)
+
+
+def test_a_step_gathers_statistics_of_its_reals_by_weight(real: Tensor, fake: Tensor) -> None:
+    expert = FrequencyExpert(8)
+    weights = torch.tensor([0.5, 1.5, 0.0, 2.0])
+    committee = Committee([expert], [1.0])
+    committee.step(real, fake, weights=weights)
+    expected = (weights[:, None, None] * frequency_features(real)[1]).sum(0) / 4
+    torch.testing.assert_close(expert.vector_scale.mean, expected)
+    committee.losses(fake, real, weights=weights)
+    torch.testing.assert_close(expert.vector_scale.mean, expected)  # a loss for the network gathers nothing
+
+
+def test_an_adversarys_step_forgets_where_it_came_from(real: Tensor, fake: Tensor) -> None:
+    """Without momentum: once reals and fakes change sides, the very next step turns round."""
+    torch.manual_seed(0)
+    expert = _Linear()
+    committee = Committee([expert], [1.0], lr=1e-3, gamma=0.0)
+    for _ in range(5):
+        committee.step(real, fake)
+    before = expert.head.weight.detach().clone()
+    committee.step(fake, real)
+    assert expert.head.weight.grad is not None
+    moved = expert.head.weight.detach() - before
+    assert (moved.sign() == -expert.head.weight.grad.sign()).all()

@@ -295,3 +295,15 @@ def test_one_pair_says_more_than_the_photos_do() -> None:
     unpaired = fit_alignment(source, target)
     mixed = fit_alignment(source, target, pairs=[(pair, mapped(look, pair).clamp(0, 1))])
     assert rms(mixed, look) < 0.6 * rms(unpaired, look)
+
+
+def test_photos_count_by_their_weights() -> None:
+    """Half of the photos have another camera's look, which no transport tells from content: only weights can."""
+    other = camera_alignment(PRIOR + np.array([-1.0, 1.5, 0.5, 1.5, -1.0]) * PRIOR_SPREAD)
+    source = pictures_of(colours(700, 0))
+    ours, theirs = (pictures_of(mapped(look, colours(350, 2 * i + 2))) for i, look in enumerate((LOOK, other)))
+    both = fit_alignment(source, ours + theirs)
+    told = fit_alignment(source, ours + theirs, target_weights=[1.0] * len(ours) + [1e-3] * len(theirs))
+    alone = fit_alignment(source, ours)
+    assert rms(told, alone) < 0.25 * rms(both, alone)
+    assert rms(told, LOOK) < 0.5 * rms(both, LOOK)

@@ -29,15 +29,17 @@ from eguot_sdk.pairs import write_pair
 from eguot_train import ranks, runlog, trainer
 from eguot_train.checkpoint import build_isp, checkpoints, load_run, part, read_checkpoint, read_config
 from eguot_train.config import MODES, PAIRED_TRANSPORT, Mode, TrainConfig
+from eguot_train.cost import Cost
 from eguot_train.data import batches as batches_module
 from eguot_train.data.batches import Batch, Batches, load_sources
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.synth import SynthCamera
 from eguot_train.evaluate import evaluate_model
 from eguot_train.experts.colour import ColourExpert
+from eguot_train.fits import Fixed
 from eguot_train.losses import pair_loss, supervised_loss
 from eguot_train.potential import Potential
-from eguot_train.psi import Psi
+from eguot_train.psi import Family, Psi
 from eguot_train.reference import Alignment, Reference
 from eguot_train.render import reference_render, render_frame
 from eguot_train.trainer import RAMP, UNLED, RunLog, TrainingDiverged, train
@@ -82,7 +84,7 @@ def test_a_pipe_is_told_how_far_it_is_however_slow_the_steps(tmp_path: Path, mon
     log.close()
     told = [3, 18, 33, 48, 63, 78, 93, 100]  # after 5 seconds, then every 30, whatever the step, and at the end
     assert [line.split()[1] for line in lines] == [f"{step}/100" for step in told]
-    assert lines[0] == "step 10/100  0.50 steps/s  3:00 left  v 0.5"
+    assert lines[0] == "step 3/100  0.50 steps/s  3:14 left  v 0.5"
     assert lines[-1] == "step 100/100  0.50 steps/s  v 0.5"
 
 
@@ -868,3 +870,225 @@ def test_a_potential_that_knows_its_pictures_by_heart_discounts_nobody(scale: fl
     weights, found = trainer._potential_step(config, 1, judged, potential, optimizer, psi, psi, logged)
     assert found == logged["say"] == pytest.approx(say)
     torch.testing.assert_close(weights, torch.full((2,), 1 + say * (2 / (1 + math.exp(scale / 2)) - 1)))
+
+
+# What the steps minimise, against formulas written out
+
+
+class MeanColour(nn.Module):
+    """v(y) = weights . mean colour + bias, whose gradient at a picture of n pixels is weights / n, everywhere alike."""
+
+    def __init__(self, *weights: float, bias: float = 0.0) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.tensor(weights))
+        self.bias = nn.Parameter(torch.tensor(bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3)) @ self.weights + self.bias
+
+
+def potential_step(config: TrainConfig, step: int, net: nn.Module, source: Psi, target: Psi) -> dict[str, Any]:
+    """One step of SGD with rate 1 on three renderings, their costs and three photos."""
+    fake, real = torch.rand(2, 3, 3, 8, 8, generator=torch.manual_seed(0))
+    judged = trainer.Judged(fake, fake, torch.tensor([0.1, 0.5, 0.9]), real, None)
+    potential, logged = trainer.Passes(net, config, torch.device("cpu")), dict[str, Any]()
+    optimizer = torch.optim.SGD(net.parameters(), 1.0)
+    trainer._potential_step(config, step, judged, potential, optimizer, source, target, logged)
+    return logged
+
+
+@pytest.mark.parametrize("step", [8, 9])
+def test_the_step_of_v_is_that_of_the_formula(step: int) -> None:
+    """E Psi1*(v(T(x)) - c) + E Psi2*(-v(y)) (METHOD.md 1.2) and, at every fourth step, four times gamma / 2 of R1."""
+    config = TrainConfig(mode="unpaired", r1=3.0, r1_every=4)
+    net = MeanColour(0.4, -0.3, 0.2)
+    w = net.weights.detach().double().requires_grad_(True)
+    fake, real = torch.rand(2, 3, 3, 8, 8, generator=torch.manual_seed(0)).double()
+    above = fake.mean((2, 3)) @ w - torch.tensor([0.1, 0.5, 0.9], dtype=w.dtype)
+    v = real.mean((2, 3)) @ w
+    # chi2 of strength 2: t + t^2 / 8 above -4; softplus of strength 1.5: 3 log((1 + e^(t / 1.5)) / 2).
+    loss = (above + above.square() / 8).mean() + (3 * torch.log((1 + torch.exp(-v / 1.5)) / 2)).mean()
+    if step == 8:
+        loss = loss + 4 * 3.0 / 2 * 2 * w.square().sum() / 64  # at photos and at renderings
+    (slope,) = torch.autograd.grad(loss, w)
+    assert float(slope.norm()) < 1  # so nothing is clipped
+    logged = potential_step(config, step, net, Psi("chi2", 2.0), Psi("softplus", 1.5))
+    assert logged["loss_v"] == pytest.approx(float(loss.detach()), rel=1e-5)
+    torch.testing.assert_close(net.weights.detach().double(), (w - slope).detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("families", "pulled"), [(("linear", "linear"), True), (("linear", "softplus"), False)])
+def test_the_constant_that_linear_divergences_leave_free_is_drawn_to_zero(
+    families: tuple[Family, Family], pulled: bool
+) -> None:
+    net = MeanColour(0.0, 0.0, 0.0, bias=5.0)
+    potential_step(TrainConfig(mode="unpaired", r1=0.0), 1, net, *(Psi(f, 1.0) for f in families))
+    after = float(net.bias.detach())
+    if pulled:  # nothing else moves it: E v(T(x)) - E v(y) has no slope in it
+        assert 4.9 < after < 5 - 1e-3
+    else:
+        assert after < 4.9
+
+
+def terms_of(mode: Mode, batch: Batch, leaf: Tensor, v: nn.Module, weights: Tensor) -> dict[str, tuple[Tensor, float]]:
+    """Losses and shares by name, past the warm-up; the cost counts pixels alone, doubled; say is 1/4."""
+    config = TrainConfig(mode=mode, steps=100, warmup=0.1, transport=0.2, pseudo=0.7)
+    device = torch.device("cpu")
+    fixed = Fixed(Alignment(), Cost(2.0, (1.0, 0.0, 0.0, 0.0, 0.0)), 1.0)
+    found = trainer._terms(
+        config, 10, batch, leaf, trainer.Passes(v, config, device), trainer.Passes(v, config, device), None,
+        Reference(Alignment()), fixed, weights, 0.25,
+    )  # fmt: skip
+    return {name: (loss, share) for name, loss, share in found}
+
+
+def test_the_network_minimises_weighted_fidelity_and_cost_minus_v() -> None:
+    generator = torch.manual_seed(0)
+    raw, pseudo, pair_raw = torch.rand(3, 2, 4, 8, 8, generator=generator)
+    target, truth, a, b, c = torch.rand(5, 2, 3, 16, 16, generator=generator)
+    batch = Batch(raw_t=raw, target=target, pseudo=pseudo, pair_raw=pair_raw, pair_truth=truth)
+    leaf = torch.cat([a, b, c]).requires_grad_(True)
+    v = MeanColour(0.5, 1.0, -0.25)
+    terms = terms_of("mixed", batch, leaf, v, torch.tensor([0.5, 1.5, 2.0, 0.0]))  # of targets, then of truths
+    assert list(terms) == ["fidelity", "transport"]
+    expected = 0.7 * (0.5 * pair_loss(b, target)[0] + 1.5 * pair_loss(b, target)[1]) / 2 + pair_loss(c, truth)[0]
+    torch.testing.assert_close(terms["fidelity"][0], expected)
+    cost = 2 * (Reference(Alignment())(raw) - a).square().mean()
+    torch.testing.assert_close(terms["transport"][0].detach(), (cost - v(a).mean() - v(c).mean()).detach())
+    assert (terms["fidelity"][1], terms["transport"][1]) == (1.0, pytest.approx(0.25 * 0.2))
+
+
+class Held(nn.Module):
+    """Pictures that are parameters: a step moves them by the gradient on the picture itself."""
+
+    def __init__(self, pictures: Tensor) -> None:
+        super().__init__()
+        self.pictures = nn.Parameter(pictures)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        return self.pictures
+
+
+def test_terms_are_balanced_by_their_gradients_on_the_picture() -> None:
+    """Transport counts by its share of the fidelity's gradient norm, however steep v is."""
+    generator = torch.manual_seed(0)
+    planes = torch.rand(2, 4, 8, 8, generator=generator)
+    start, truth = torch.rand(2, 2, 3, 16, 16, generator=generator)
+    config = TrainConfig(mode="paired", warmup=0.0, transport=0.2)
+    device, norms = torch.device("cpu"), dict[str, float]()
+    picture = start.clone().requires_grad_(True)
+    (fidelity,) = torch.autograd.grad(pair_loss(picture, truth).mean(), picture)
+    towards = torch.tensor([0.5, 1.0, -0.25]).reshape(1, 3, 1, 1).expand_as(start)  # where v rises
+    wanted = fidelity / fidelity.norm() - 0.5 * 0.2 * towards / towards.norm()
+    for steep in (1.0, 40.0):
+        net, v = Held(start.clone()), MeanColour(*(steep * x for x in (0.5, 1.0, -0.25)))
+        trainer._map_step(
+            config, 5, Batch(pair_raw=planes, pair_truth=truth), trainer.Passes(net, config, device),
+            trainer.Passes(v, config, device), None, torch.optim.SGD(net.parameters(), 1.0), Reference(Alignment()),
+            Fixed(Alignment(), Cost(), 1.0), norms, torch.ones(2), 0.5, {},
+        )  # fmt: skip
+        moved = start - net.pictures.detach()
+        torch.testing.assert_close(moved / moved.norm(), wanted / wanted.norm(), rtol=1e-3, atol=1e-5)
+        assert norms["fidelity"] == pytest.approx(float(fidelity.norm()), rel=1e-4)
+        norms.clear()
+    # A single odd batch hardly changes what is balanced by.
+    norms.update(fidelity=1.0, transport=1.0)
+    trainer._map_step(
+        config, 5, Batch(pair_raw=planes, pair_truth=truth), trainer.Passes(Held(start.clone()), config, device),
+        trainer.Passes(MeanColour(1e4, 0.0, 0.0), config, device), None, torch.optim.SGD([start.clone()], 1.0),
+        Reference(Alignment()), Fixed(Alignment(), Cost(), 1.0), norms, torch.ones(2), 0.5, {},
+    )  # fmt: skip
+    odd = 1e4 / (2 * 256) * math.sqrt(512)  # the norm of v's gradient over the batch
+    assert norms["transport"] - 1 < 0.1 * odd
+
+
+def test_a_cost_of_pairs_is_in_units_of_unrelated_content(folders: dict[str, str]) -> None:
+    """What a rendering of a pair costs the potential falls with what unrelated pictures would."""
+    config = tiny("paired", folders, cost_strength=3.0)
+    batch = Batches(config, load_sources(config), Alignment()).at(0)
+    net = trainer.Passes(build_isp("qisp-s").eval(), config, torch.device("cpu"))
+    costs = [
+        trainer._judged(config, batch, net, Reference(Alignment()), Fixed(Alignment(), Cost(), scale)).cost
+        for scale in (1.0, 4.0)
+    ]
+    assert batch.pair_raw is not None
+    assert batch.pair_truth is not None
+    torch.testing.assert_close(costs[0], 3 * pair_loss(net(batch.pair_raw).detach(), batch.pair_truth))
+    torch.testing.assert_close(costs[1], costs[0] / 4)
+
+
+def test_rates_fall_to_their_floors_and_the_potential_forgets_fast() -> None:
+    config = TrainConfig(mode="unpaired", steps=100, lr=1e-3, lr_potential=4e-4)
+    net, potential = (torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0) for _ in range(2))
+    seen = []
+    for step in (0, 50, 100):
+        trainer._set_rates(config, step, True, net, potential, None)
+        seen.append((net.param_groups[0]["lr"], potential.param_groups[0]["lr"]))
+    assert np.array(seen) == pytest.approx(np.array([[1e-3, 4e-4], [0.51e-3, 2.2e-4], [2e-5, 4e-5]]))
+
+
+def test_strength_shares_and_second_fit_reach_the_steps(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the schedule and the potential say of divergences, photos and experts is what the loop goes by."""
+    alphas, targets, refits, drawn = [], [], [], []
+    potential_step, terms = trainer._potential_step, trainer._terms
+    typical = [1.0, 0.5, 0.25]
+
+    def watched(config: TrainConfig, step: int, *rest: Any) -> Any:
+        alphas.append((step, rest[3].alpha, rest[4].alpha))
+        weights, say = potential_step(config, step, *rest)
+        return torch.tensor([0.5, 1.5]) * 0.8 + 0 * weights, say
+
+    def asked(*arguments: Any) -> Any:
+        targets.append(arguments[9])
+        found = terms(*arguments)
+        shares = {name: share for name, _, share in found}
+        if "colour" in shares:
+            beta = trainer._beta(arguments[1] / arguments[0].steps)
+            assert shares["colour"] == pytest.approx(beta * 0.25)
+            assert shares["structure"] == pytest.approx(beta * 0.5)
+        return found
+
+    def refit(config: TrainConfig, sources: Any, photo_weights: Any = None) -> Alignment:
+        refits.append(photo_weights)
+        return Alignment() if photo_weights is None else look
+
+    look = Alignment(tuple(float(t) ** 0.7 for t in np.linspace(0, 1, 65)))
+
+    class Seen(Batches):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            drawn.append(options["photo_weights"])
+            super().__init__(*arguments, **options)
+
+        def at(self, step: int) -> Batch:
+            made = super().at(step)
+            batches.append((step, made))
+            return made
+
+    batches: list[tuple[int, Batch]] = []
+    config = tiny(
+        "unpaired", folders, steps=8, refit=0.5, warmup=0.0, alpha=2.0, alpha_start=32.0, alpha_fraction=0.5,
+        experts=("colour", "structure"), experts_width=4, omega=(0.25, 0.5, 0.25), find_pairs=False,
+    )  # fmt: skip
+    sources = load_sources(config)
+    fixed = replace(trainer.fit_fixed(config, sources), alignment=Alignment(), typical=typical)
+    monkeypatch.setattr(trainer, "fit_fixed", lambda *_: fixed)
+    monkeypatch.setattr(trainer, "_potential_step", watched)
+    monkeypatch.setattr(trainer, "_terms", asked)
+    monkeypatch.setattr(trainer, "align", refit)
+    monkeypatch.setattr(trainer, "Batches", Seen)
+    train(config, tmp_path / "run", echo=quietly)
+    assert alphas == [(step, a, a) for step in range(8) for a in [pytest.approx(max(2.0, 32 * 2.0**-step))]]
+    for weights in targets:
+        torch.testing.assert_close(weights, torch.tensor([0.5, 1.5]))  # on average a target counts one
+    (means,) = refits
+    assert len(means) == 3
+    assert min(means) < 1  # the mean of .4 and 1.2 that each photo's crops were given
+    assert drawn == [typical]
+    before, after = (Batches(config, sources, a, photo_weights=typical, experts=True) for a in (Alignment(), look))
+    for step, made in batches:
+        pseudo = (before if step < 4 else after).at(step).pseudo
+        assert made.pseudo is not None
+        assert pseudo is not None
+        assert torch.equal(made.pseudo, pseudo), step
