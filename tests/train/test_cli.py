@@ -156,3 +156,33 @@ def test_what_is_more_than_its_value_has_an_option_of_its_own(folders: dict[str,
         done = invoke(*asked, setting)
         assert done.exit_code == 2
         assert instead in done.stderr
+
+
+def test_settings_that_a_mode_does_not_look_at_are_named(folders: dict[str, str], tmp_path: Path) -> None:
+    data = ("--pairs", folders["pairs"], "--steps", "1", "--set", "crop=24", "--set", "batch=1")
+    done = invoke(
+        "train", "supervised", *data, "--out", str(tmp_path / "a"), "--set", "transport=0.5", "--set", "pseudo=2"
+    )
+    assert done.exit_code == 0, done.output
+    assert "supervised training does not look at pseudo, transport" in done.stderr
+    quiet = invoke("train", "supervised", *data, "--out", str(tmp_path / "b"))
+    assert "does not look at" not in quiet.stderr
+
+
+def test_a_number_of_processes_without_torchrun_is_told(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = invoke("train", "paired", "--pairs", folders["pairs"], "--out", str(tmp_path / "run"))
+    assert done.exit_code == 2
+    assert "WORLD_SIZE is set, but not by torchrun" in done.stderr
+
+
+def test_another_process_of_torchrun_says_which_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert invoke("train", "paired", "--out", str(tmp_path / "run")).stderr.startswith("Error: process 3: ")
+
+
+def test_scenes_of_a_test_set_have_other_numbers(tmp_path: Path) -> None:
+    assert invoke("data", "synth", "--scenes", "2", "--first-scene", "7", "--out", str(tmp_path / "set")).exit_code == 0
+    assert sorted(p.stem for p in (tmp_path / "set" / "raw").iterdir()) == ["scene_00007", "scene_00008"]

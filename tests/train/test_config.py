@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,3 +142,22 @@ def test_defaults_suit_the_machine(cuda: bool, monkeypatch: pytest.MonkeyPatch) 
     assert for_machine("paired", init="run", lr=0.01).lr == 0.01
     assert (config.device, config.raw, config.steps) == ("cuda" if cuda else "cpu", "a", 9)
     assert (config.crop, config.batch, config.potential_width) == ((128, 32, 64) if cuda else (64, 8, 16))
+    assert for_machine("unpaired", device="cpu").batch == 8, "of a machine with a GPU the processor is meant"
+
+
+def test_an_empty_value_takes_a_place_away() -> None:
+    config = TrainConfig(mode="paired", val="there")
+    assert config.with_settings(["val="]).val is None
+    with pytest.raises(UsageError, match="--set isp: '' is not a text"):
+        config.with_settings(["isp="])
+
+
+def test_the_run_started_from_is_the_same_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path)
+    places = [
+        TrainConfig(mode="paired", init=text).with_whole_paths().init
+        for text in ("run", "../" + tmp_path.name + "/run")
+    ]
+    assert places == [str(tmp_path / "run")] * 2
+    assert TrainConfig(mode="paired", init="default").with_whole_paths().init == "default"

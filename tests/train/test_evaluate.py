@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from eguot_sdk.cli import main
 from eguot_sdk.errors import CheckpointError, EguotError, UsageError
 from eguot_sdk.ingest import Ingest
 from eguot_sdk.isp import ISP
@@ -23,7 +24,7 @@ from eguot_sdk.metrics import psnr
 from eguot_sdk.pairs import list_pairs, write_pair
 from eguot_sdk.paths import DEFAULT_ISP
 from eguot_train.cli_data import evaluate as command
-from eguot_train.data.crops import float_spec
+from eguot_train.data.crops import float_spec, load_photo
 from eguot_train.data.prepare import prepare
 from eguot_train.data.samples import samples_hash
 from eguot_train.data.scenes import make_scene
@@ -283,3 +284,22 @@ def test_damaged_and_small_files_do_not_stop_the_comparison_of_sets(folders: dic
     done = CliRunner().invoke(command, ["default", "--raw", str(raw), "--srgb", str(srgb)])
     assert isinstance(done.exception, EguotError)
     assert "none of the 1 photos can be used, first:" in str(done.exception)
+
+
+def test_scores_are_shown_where_they_cannot_be_written(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = ["default", "--pairs", str(pairs), "--out", str(tmp_path / "file")]
+    text = CliRunner().invoke(main, ["evaluate", *arguments])
+    assert text.exit_code == 1
+    assert "CIEDE2000" in text.stdout
+    assert "file" in text.stderr
+    facts = json.loads(CliRunner().invoke(main, ["evaluate", *arguments, "--json"]).stdout)
+    assert facts["csv"] is None
+    assert facts["psnr_db"] > 10
+
+
+def test_an_eps_named_like_a_photo_is_not_handed_to_ghostscript(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n")
+    with pytest.raises(UsageError, match="cannot identify image file"):
+        load_photo(path)

@@ -167,3 +167,32 @@ def test_sigterm_keeps_the_step_that_all_ranks_are_at(
     _, messages = process.communicate(timeout=60)
     assert process.returncode != 0
     assert f"stopped after step {int(checkpoints(out)[-1].stem)} of 100000; go on with --resume" in messages
+
+
+def test_ranks_start_alike_whatever_they_drew_before(tmp_path: Path) -> None:
+    """An expert of one's own is made before the run is seeded, on every rank with other weights."""
+    code = (
+        "import json, sys, torch\nfrom eguot_train import ranks\n"
+        "with ranks.joined(torch.device('cpu')):\n"
+        "    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.BatchNorm2d(2))\n"
+        "    torch.nn.init.normal_(layer[0].weight, ranks.rank() + 1.0)\n    layer[1].running_mean += ranks.rank()\n"
+        "    ranks.equalise(layer)\n    mean = layer[0].weight.mean() + layer[1].running_mean.mean()\n"
+        "    found = float(mean), ranks.any_of(ranks.rank() == 1), ranks.any_of(False)\n"
+        "    open(f'{sys.argv[1]}/{ranks.rank()}', 'w').write(json.dumps(found))\n"
+    )
+    (tmp_path / "program.py").write_text(code)
+    start = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        str(tmp_path / "program.py"),
+        str(tmp_path),
+    ]
+    done = subprocess.run([sys.executable, *start], env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = ((tmp_path / str(rank)).read_text() for rank in (0, 1))
+    assert first == second
+    mean, of_one, of_none = json.loads(first)
+    assert (of_one, of_none) == (True, False)
+    assert abs(mean - 1) < 0.5

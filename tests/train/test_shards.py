@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import tracemalloc
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,9 @@ from PIL import Image
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.pairs import list_pairs
 from eguot_sdk.raw import RawFrame
+from eguot_train.config import TrainConfig
+from eguot_train.data.batches import load_sources
+from eguot_train.data.datasets import open_dataset
 from eguot_train.data.scenes import make_scene
 from eguot_train.data.shards import (
     Sample,
@@ -27,6 +31,7 @@ from eguot_train.data.shards import (
 )
 from eguot_train.data.synth import SynthCamera
 from eguot_train.data.window import Window
+from eguot_train.evaluate import pairs_to_score
 
 CAMERA = SynthCamera.from_seed(3, "GBRG")
 
@@ -272,3 +277,61 @@ def test_reading_takes_samples_as_they_are_needed(tmp_path: Path) -> None:
     for position in range(500):
         stream.sample(position)
     assert len(stream._indices) <= 2
+
+
+def test_a_header_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
+    """The name of the next member, 1.5 GB long by its header, in a sparse file."""
+    path = tmp_path / "huge.tar"
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 3 << 29
+    with path.open("wb") as file:
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(512 + (3 << 29))
+    tracemalloc.start()
+    found, problem = read_index(path, "srgb")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found == []
+    assert problem is not None
+    assert "damaged" in problem
+    assert peak < 20_000_000
+
+
+def test_names_as_long_as_formats_allow_are_read(tmp_path: Path) -> None:
+    name = "x" * 200
+    for format_ in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        path = tmp_path / f"{format_}.tar"
+        with tarfile.open(path, "w", format=format_) as tar:
+            info = tarfile.TarInfo(f"{name}_srgb.png")
+            info.size = 2
+            tar.addfile(info, io.BytesIO(b"{}"))
+        found, problem = read_index(path, "srgb")
+        assert (problem, [sample.name for sample in found]) == (None, [name])
+
+
+def test_shards_of_another_role_say_which(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, numbered(3))
+    with pytest.raises(UsageError, match="no samples for --raw, but for --srgb"):
+        ShardStream(files, "raw").sample(0)
+
+
+def test_one_set_of_pairs_is_not_both_sides_of_an_unpaired_run(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", [pair(i) for i in range(4)])
+    config = TrainConfig(mode="unpaired", raw=str(tmp_path / "set"), srgb=str(tmp_path / "set"), crop=32)
+    with pytest.raises(UsageError, match="the same shards, so the same scenes: `data prepare --unpaired`"):
+        load_sources(config)
+
+
+def test_a_set_in_parts_says_which_to_name(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_shards(tmp_path / "set" / part, [pair(0)])
+    with pytest.raises(UsageError, match=r"holds shards in test, train, .*name one of these folders"):
+        open_dataset(tmp_path / "set")
+
+
+def test_samples_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        (made,) = write_shards(tmp_path / part, [pair(0)])
+        made.rename(tmp_path / f"{part}.tar")
+    found, _ = pairs_to_score(tmp_path)
+    assert [sample.name for sample in found] == ["a.tar/scene.v0", "b.tar/scene.v0"]

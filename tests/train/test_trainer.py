@@ -1092,3 +1092,42 @@ def test_strength_shares_and_second_fit_reach_the_steps(
         assert made.pseudo is not None
         assert pseudo is not None
         assert torch.equal(made.pseudo, pseudo), step
+
+
+def test_a_sheet_that_cannot_be_written_costs_no_step(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint comes first: what may fail after it does not undo hours."""
+
+    def fail(path: Path, rows: object) -> None:
+        raise OutputError(f"{path}: cannot be written")
+
+    monkeypatch.setattr(trainer, "save_sheet", fail)
+    config = TrainConfig(mode="paired", pairs=folders["pairs"], steps=3, batch=1, crop=24, transport=0.0)
+    with pytest.raises(OutputError):
+        train(config, tmp_path / "run", echo=lambda line: None)
+    assert [path.stem for path in checkpoints(tmp_path / "run")] == ["000003"]
+
+
+def test_a_pair_that_cannot_be_scored_is_told_once(folders: dict[str, str], tmp_path: Path) -> None:
+    shutil.copytree(folders["pairs"], tmp_path / "val")
+    for truth in (tmp_path / "val").glob("*_srgb.png"):
+        truth.write_bytes(truth.read_bytes()[:100])
+    lines: list[str] = []
+    config = TrainConfig(
+        mode="paired", pairs=folders["pairs"], val=str(tmp_path / "val"), steps=3, val_every=1, batch=1, crop=24,
+        transport=0.0,
+    )  # fmt: skip
+    train(config, tmp_path / "run", echo=lines.append)
+    assert sum("not scored" in line for line in lines) == 3
+    assert sum("no pair of --val could be scored" in line for line in lines) == 1
+
+
+def test_a_run_that_can_learn_nothing_more_than_the_reference_says_so(folders: dict[str, str], tmp_path: Path) -> None:
+    lines: list[str] = []
+    config = TrainConfig(
+        mode="unpaired", raw=folders["raw"], srgb=folders["srgb"], steps=1, batch=1, crop=24, transport=0.0, pseudo=0.0,
+        find_pairs=False, weighted_alignment=False,
+    )  # fmt: skip
+    train(config, tmp_path / "run", echo=lines.append)
+    assert any("the network learns the reference rendering R(x) and no more" in line for line in lines)

@@ -91,3 +91,13 @@ def test_crops_are_drawn_by_weight(photos: list[np.ndarray]) -> None:
     rng = np.random.default_rng(0)
     drawn = np.bincount([crops.sample(rng)[1] for _ in range(2000)], minlength=3) / 2000
     assert drawn == pytest.approx([0.25, 0.0, 0.75], abs=0.03)
+
+
+@pytest.mark.parametrize("light", [1.0, 0.0])
+def test_raws_so_alike_that_no_photo_is_like_them_say_nothing(photos: list[np.ndarray], light: float) -> None:
+    """A burst, and pictures of a dark room: distances in units of how raws differ are then beyond all measure."""
+    camera = SynthCamera.from_seed(3)
+    scene = (make_scene(0, 96, 128) * light).astype(np.uint8)
+    burst = [camera.shoot(scene, f"shot{i}") for i in range(9)]
+    weights = photo_typicality(burst, photos, Alignment(), "srgb")
+    assert sum(weight > 0.99 for weight in weights) >= len(photos) / 2
