@@ -146,10 +146,12 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 @functools.cache
 def _place() -> str:
-    """Eight hex digits that name where numbers of processes mean the same: this start of this machine or container."""
+    """Eight hex digits that name where numbers of processes mean the same: this machine, or this container on it."""
     facts = [platform.node()]
     with contextlib.suppress(OSError):
-        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+        facts.append(os.readlink("/proc/self/ns/pid"))
+    with contextlib.suppress(OSError):
+        facts.append(Path("/etc/machine-id").read_text())
     return hashlib.sha256("\n".join(facts).encode(errors="replace")).hexdigest()[:8]
 
 
