@@ -244,10 +244,28 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
         load_run(run)
 
 
-def test_nothing_is_unpickled() -> None:
-    source = Path(checkpoint.__file__).read_text()
-    assert "pickle." not in source
-    assert "torch.load" not in source
+class Touching:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    run, mark = tmp_path / "run", tmp_path / "ran"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.json").write_text(TrainConfig(mode="paired").to_json())
+    torch.save({"net": Touching(mark)}, tmp_path / "pickled.pt")
+    (tmp_path / "pickled.pt").rename(run / "checkpoints" / "000001.safetensors")
+    with pytest.raises(CheckpointError):
+        load_run(run)
+    assert not mark.exists()
+    (run / "checkpoints" / "000001.safetensors").rename(tmp_path / "pickled.pt")
+    torch.load(tmp_path / "pickled.pt", weights_only=False)
+    assert mark.exists(), "the file would have run"
 
 
 def test_a_run_folder_does_not_choose_what_is_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

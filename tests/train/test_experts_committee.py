@@ -131,7 +131,6 @@ def test_step_against_the_formula(real: Tensor, fake: Tensor) -> None:
 def test_fakes_and_reals_get_opposite_losses(real: Tensor, fake: Tensor) -> None:
     committee = make()
     logged = committee.step(real, fake, coarse(real), coarse(fake))
-    swapped = committee.losses(real, fake, coarse(real), coarse(fake))
     plain = copy.deepcopy(committee).losses(fake, real, coarse(fake), coarse(real))
     assert set(plain) == {"colour", "structure", "frequency"}
     assert set(logged) == {f"{kind}_{name}" for kind in ("loss_d", "sign") for name in plain}
@@ -140,7 +139,6 @@ def test_fakes_and_reals_get_opposite_losses(real: Tensor, fake: Tensor) -> None
         committee.step(real, fake, coarse(real), coarse(fake))
     after = committee.losses(fake, real, coarse(fake), coarse(real))
     assert all(after[name] > plain[name] for name in plain)
-    assert all(torch.isfinite(v) for v in swapped.values())
 
 
 def test_restored_committee_goes_on_bit_for_bit(real: Tensor, fake: Tensor) -> None:
