@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 # Removing or adding a public name is a decision: make it here, and say so in CHANGELOG.md.
-PUBLIC = ["ISP", "EguotError", "IspSpec", "Overrides", "RawFrame", "read_raw"]
+PUBLIC = ["ISP", "EguotError", "IspSpec", "Overrides", "RawFrame", "read_raw", "write_image"]
 COMMANDS = {
     "train",
     "isps",

@@ -10,7 +10,9 @@ its figures in OUT is not converted again.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -59,10 +61,13 @@ def table(rows: dict[str, dict[str, list[float]]]) -> str:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(runs: tuple[Path, ...], out: Path) -> None:
     """Convert the runs and print the table."""
+    loaded = {run: load_run(run) for run in runs}
+    count = Counter(found.net.name for found in loaded.values())
     rows = {}
-    for run in runs:
-        loaded = load_run(run)
-        rows[f"{loaded.net.name} ({run.name})"] = measure(run, out / f"{run.resolve().name}-{loaded.step}")
+    for run, found in loaded.items():
+        name = found.net.name
+        place = hashlib.sha256(f"{run.resolve()} {found.step}".encode()).hexdigest()[:8]
+        rows[name if count[name] == 1 else f"{name} ({run})"] = measure(run, out / f"{name}-{place}")
     click.echo(table(rows))
 
 

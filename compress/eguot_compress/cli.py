@@ -235,7 +235,7 @@ def _table(results: list[Converted]) -> str:
         lines.append(f"scales read back from the files: {total - differing} of {total} are the network's")
     if any(r.format == "onnx" and r.precision == "w8a8" and r.path is not None for r in results):
         lines.append(
-            "onnx w8a8: exact on ARM and on x86 with VNNI; older x86 processors saturate its sums (README, Limits)"
+            "onnx w8a8: x86 processors without VNNI saturate its sums and give another picture (README, Limits)"
         )
     note = "~ estimated for a 30 dB picture; calibrate on pairs to measure it"
     return "\n".join([*lines, note] if any(r.parity.drop_basis == "estimate" for r in results) else lines)

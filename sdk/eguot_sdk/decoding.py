@@ -50,10 +50,11 @@ class Decoder:
     def start(self) -> None:
         """Start the process, so that it is ready when the first raw is asked for."""
         if self._process is None or self._process.poll() is not None:
+            seconds = math.ceil(self.max_seconds) + GRACE_S
             path = [str(PACKAGES), *filter(None, [os.environ.get("PYTHONPATH")])]
             self._process = subprocess.Popen(
                 # -P: a folder of raws that is also the current one must not choose what gets imported.
-                [sys.executable, "-P", "-m", "eguot_sdk.decoding", str(self.max_memory_bytes), str(self.max_seconds)],
+                [sys.executable, "-P", "-m", "eguot_sdk.decoding", str(self.max_memory_bytes), str(seconds)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
@@ -228,7 +229,7 @@ def main() -> None:
     """Answer requests until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it too; who started it ends it
     _limit_memory(int(sys.argv[1]))
-    seconds = math.ceil(float(sys.argv[2])) + GRACE_S
+    seconds = int(sys.argv[2])
     # Answers go to a descriptor that nothing else writes to; what a library prints joins the errors.
     with os.fdopen(os.dup(1), "wb") as out:
         os.dup2(2, 1)

@@ -188,9 +188,8 @@ class ISP:
         """
         self._check(exposure, bits)
         check_lens_shading(lens_shading)
-        if isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | RawFrame) or (
-            isinstance(sources, np.ndarray) and sources.ndim < 3
-        ):
+        one = isinstance(sources, str | os.PathLike | bytes | bytearray | memoryview | RawFrame)
+        if one or hasattr(sources, "read") or (isinstance(sources, np.ndarray) and sources.ndim < 3):
             raise UsageError("stream takes several sources: give a list, or use `process` for one")
         return self._streamed(iter(sources), like, exposure, bits, lens_shading, overrides)
 

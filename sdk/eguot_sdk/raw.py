@@ -91,6 +91,8 @@ class RawFrame:
         _check_levels(self.black, self.white)
         if self.white_balance is not None:
             _known_balance(self.white_balance)
+        if self.gain_maps is not None and len(self.gain_maps) != 4:
+            raise RawError(f"gain maps are of R, Gr, Gb and B, not {len(self.gain_maps)}")
         if self.matrix is not None:
             _check_matrix(self.matrix)
         if self.orientation not in range(1, 9):

@@ -58,6 +58,8 @@ class GainMap:
             raise ShadingError(f"gains outside 0..{MAX_GAIN:g}")
         if not np.isfinite(grid).all() or min(self.spacing) <= 1e-6 or max(abs(v) for v in grid) > 10:
             raise ShadingError("a grid of points that makes no sense")
+        if len(self.area) != 4 or not all(isinstance(v, int) for v in self.area) or min(self.area[2:]) < 1:
+            raise ShadingError(f"an area {self.area!r:.80} that is none")
 
     def along(self, axis: int, index: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """For pixels of the mosaic along an axis: the grid point before each, and the weight of the one after."""

@@ -208,7 +208,7 @@ def _check_values(value: object, depth: int = 0) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise IspFileError(f"spec: {value} is no number of JSON")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise IspFileError(f"spec: a whole number of {value.bit_length()} bits; at most 64 are read")
+        raise IspFileError(f"spec: a whole number of {value.bit_length()} bits; at most 63 are read")
     if isinstance(value, str):
         try:
             value.encode()

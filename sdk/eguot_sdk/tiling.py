@@ -59,7 +59,7 @@ def plan(height: int, width: int, spec: IspSpec, tile: TileSide | None = None, *
         raise UsageError(
             f"this ISP looks at the whole frame, {height} x {width} packed pixels, and cannot run in tiles of {side}: "
             + (
-                f"it takes frames of at most {side} x {side}; convert it without --fixed-tile"
+                f"it takes frames of at most {side} x {side}; convert its run to .tflite, which takes any size"
                 if spec.fixed_tile
                 else "leave the tile out, or use `whole`"
             )

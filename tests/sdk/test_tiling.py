@@ -81,7 +81,7 @@ def test_an_isp_that_needs_the_whole_frame_is_not_cut() -> None:
     for tile in (64, 512):
         with pytest.raises(UsageError, match="whole frame"):
             plan(500, 700, wide, tile)
-    with pytest.raises(UsageError, match="frames of at most 64 x 64; convert it without --fixed-tile"):
+    with pytest.raises(UsageError, match="frames of at most 64 x 64; convert its run"):
         plan(500, 700, spec(global_context=True, tile=64, fixed_tile=True))
 
 

@@ -304,6 +304,21 @@ def test_a_window_moves_on_once_its_samples_were_used(folders: dict[str, str]) -
     assert seen == [2, 2, 3, 3, 4, 4, 5, 5, 6]
 
 
+def test_raws_of_a_window_move_on_twice_as_fast_for_they_are_drawn_twice(folders: dict[str, str]) -> None:
+    config = TrainConfig(
+        mode="unpaired", batch=2, crop=24, transport=0.0, pseudo=0.0, window=3, reuse=4, find_pairs=False,
+        raw=folders["raw"], srgb=folders["srgb"],
+    )  # fmt: skip
+    sources = load_sources(config)
+    stream = Counted(list_pairs(folders["pairs"]))
+    sources.streamed["raw"] = Streamed(lambda rank, world: stream, 3)  # type: ignore[arg-type, return-value]
+    batches, seen = Batches(config, sources, Alignment()), []
+    for step in range(6):
+        batches.at(step)
+        seen.append(stream.furthest)
+    assert seen == [2, 3, 4, 5, 6, 7]
+
+
 def test_large_samples_of_a_window_are_drawn_more_often(folders: dict[str, str]) -> None:
     """By the square root of the area, as among the pictures of a folder: 9 times as large, 3 times as often."""
     camera = SynthCamera.from_seed(3)

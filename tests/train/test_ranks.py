@@ -160,13 +160,22 @@ def test_sigterm_keeps_the_step_that_all_ranks_are_at(
     process = subprocess.Popen(
         command(2, folders, out, *settings), env=environment(), stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not checkpoints(out):
-        time.sleep(0.02)
-    os.kill(max(children(process.pid)) if of_one_rank else process.pid, signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not checkpoints(out):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(rank_one(process.pid) if of_one_rank else process.pid, signal.SIGTERM)
+        _, messages = process.communicate(timeout=60)
+    finally:
+        process.kill()  # its workers end with it
     assert process.returncode != 0
     assert f"stopped after step {int(checkpoints(out)[-1].stem)} of 100000; go on with --resume" in messages
+    assert "Ctrl-C again" not in messages
+
+
+def rank_one(torchrun: int) -> int:
+    return next(p for p in children(torchrun) if b"\0RANK=1\0" in Path(f"/proc/{p}/environ").read_bytes())
 
 
 def test_ranks_start_alike_whatever_they_drew_before(tmp_path: Path) -> None:

@@ -1107,6 +1107,9 @@ def test_a_sheet_that_cannot_be_written_costs_no_step(
     with pytest.raises(OutputError):
         train(config, tmp_path / "run", echo=lambda line: None)
     assert [path.stem for path in checkpoints(tmp_path / "run")] == ["000003"]
+    monkeypatch.undo()
+    train(config, tmp_path / "run", resume=True, echo=lambda line: None)
+    assert [path.name for path in (tmp_path / "run" / "sheets").iterdir()] == ["000003.jpg"], "made up for"
 
 
 def test_a_pair_that_cannot_be_scored_is_told_once(folders: dict[str, str], tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ def finishing_first(echo: Callable[[str], None], until: str = "this step") -> It
         nonlocal told
         told = True
         restore()
-        echo(f"stopping after {until}; Ctrl-C again stops at once")
+        if ranks.world() == 1:  # torchrun also sends it to the others of a process that died
+            echo(f"stopping after {until}; Ctrl-C again stops at once")
 
     def restore() -> None:
         for number, handler in usual.items():

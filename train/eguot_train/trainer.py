@@ -114,7 +114,7 @@ def train(
                 raise
             raise EguotError(
                 "another process of this run ended, and so does this one: what it said stands above or on its machine; "
-                f"{_on(out)}"
+                f"{_on(Path(out))}"
             ) from error
         except OSError as error:
             raise OutputError(f"training into {out} stopped ({error}); mend that, and {_on(Path(out))}") from error
@@ -153,7 +153,7 @@ def _train(
     )
     start, tensors, state = _open_run(config, out, resume, echo)
     ranks.wait()  # all have looked before rank 0 makes the folder
-    if start >= config.steps:
+    if start >= config.steps and ranks.from_first(lambda: _sheet(out, start).exists()):
         echo(f"{out.name}: already trained {start} steps, nothing to do")
         return out
     judges = pairs_to_score(config.val)[0] if config.val else []
@@ -184,14 +184,14 @@ def _train(
     photo_weights = PhotoWeights(sources.photo_names, fixed.typical)
     if state:
         photo_weights.restore(state["photo_weights"])
+    committee = build_committee(config, own_experts)
+    # Experts and networks of one's own may be made before the seed, or draw from elsewhere.
+    ranks.equalise(net, ema, potential, *([] if committee is None else [committee]))
     for module in (net, ema, potential):
         module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload] # torch types leave it out
     ema.eval().requires_grad_(False)
     opt_net = _net_optimizer(config, net)
     opt_potential = torch.optim.Adam(potential.parameters(), config.lr_potential, betas=(0.5, 0.9))
-    committee = build_committee(config, own_experts)
-    # Experts and networks of one's own may be made before the seed, or draw from elsewhere.
-    ranks.equalise(net, ema, potential, *([] if committee is None else [committee]))
     if committee is not None:
         committee.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if tensors:
@@ -220,6 +220,25 @@ def _train(
             _state(fixed, norms, sources, photo_weights),
         )
 
+    said: set[str] = set()
+
+    def tell_once(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            warn(line)
+
+    def look(done: int, log: RunLog | NoLog) -> None:
+        """Validate and draw where it is time to."""
+        if config.val and (done % config.val_every == 0 or done == config.steps):
+            score = validate(ema, judges, config, tell_once)
+            if score is not None:
+                log.write(done, {"val_psnr_db": score})
+                log.flush()
+        if done % config.sheet_every == 0 or done == config.steps:
+            if config.unpaired and "srgb" not in sources.streamed:
+                photo_weights.save(out, sources.photos)
+            save_sheet(_sheet(out, done), sheet_rows(config, sources, ema, reference))
+
     run_net, run_potential = Passes(net, config, device), Passes(potential, config, device)
     reference = Reference(fixed.alignment)
     psi_source, psi_target = Psi(config.psi_source, config.alpha), Psi(config.psi_target, config.alpha)
@@ -244,13 +263,6 @@ def _train(
     led = config.paired or config.pseudo > 0 or bool(sources.pairs)
     if not led and config.transport == 0 and committee is None:
         echo("pseudo-pairs, transport and experts are off: the network learns the reference rendering R(x) and no more")
-    said: set[str] = set()
-
-    def tell_once(line: str) -> None:
-        if line not in said:
-            said.add(line)
-            warn(line)
-
     health = Health(echo, balanced=config.psi_target == "linear")
     told = len(batches.skipped())
     with (
@@ -311,15 +323,10 @@ def _train(
                 told_how = f"stopped after step {done} of {config.steps}; go on with --resume"
                 echo(told_how)
                 raise KeyboardInterrupt(told_how)
-            if first and config.val and (done % config.val_every == 0 or done == config.steps):
-                score = validate(ema, judges, config, tell_once)
-                if score is not None:
-                    log.write(done, {"val_psnr_db": score})
-                    log.flush()
-            if first and (done % config.sheet_every == 0 or done == config.steps):
-                save_sheet(out / "sheets" / f"{done:06d}.jpg", sheet_rows(config, sources, ema, reference))
-                if config.unpaired and "srgb" not in sources.streamed:
-                    photo_weights.save(out, sources.photos)
+            if first:
+                look(done, log)
+        if first and start >= config.steps:  # it was stopped at its last validation or sheet
+            look(config.steps, log)
     return out
 
 
@@ -376,6 +383,10 @@ def _check_place(config: TrainConfig, out: Path) -> None:
     above = next(p for p in (out.absolute(), *out.absolute().parents) if os.path.lexists(p))
     if kind_of(above, OutputError) != "folder" or not os.access(above, os.W_OK | os.X_OK):
         raise OutputError(f"{out} cannot be made: {above} is no folder that may be written to; choose another --out")
+
+
+def _sheet(out: Path, done: int) -> Path:
+    return out / "sheets" / f"{done:06d}.jpg"
 
 
 def _claim(out: Path, config_text: str) -> None:

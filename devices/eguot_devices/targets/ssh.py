@@ -2,8 +2,8 @@
 
 Keys, aliases, jump hosts and shared connections are as the person's own ssh has them; nothing is asked (BatchMode). One
 connection carries everything: `agent` runs at its other end, keeps a folder there and removes it however the connection
-ends. Where the SDK of this version is not installed on the board, it is brought along with what it needs, so the board
-needs Python 3.11 and no internet.
+ends. The SDK of this installation is brought along, with what of its dependencies the board lacks, so the board needs
+Python 3.11 and no internet.
 """
 
 from __future__ import annotations
