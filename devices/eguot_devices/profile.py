@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-import importlib.metadata
 import os
 import tempfile
 import time
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from eguot_sdk import __version__
 from eguot_sdk.decoding import Decoder
 from eguot_sdk.errors import EguotError, UsageError
 from eguot_sdk.ispfile import read_spec
@@ -107,7 +107,7 @@ def profile(
     report = Report(
         created_utc=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         command=command,
-        sdk_version=_sdk_version(),
+        sdk_version=__version__,
         raw=raw_facts,
         pairs=pairs_facts,
         devices=tuple(reports),
@@ -318,13 +318,6 @@ def _sha256(paths: Sequence[Path]) -> str:
         return hashes[0]
     lines = "".join(f"{digest} {path.name}\n" for digest, path in zip(hashes, paths, strict=True))
     return hashlib.sha256(encoded(lines)).hexdigest()
-
-
-def _sdk_version() -> str:
-    try:
-        return importlib.metadata.version("eguot-sdk")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def _passed_over(asked: Asked, models: Sequence[ModelProfile]) -> list[str]:

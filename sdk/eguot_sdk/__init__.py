@@ -35,7 +35,10 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("eguot-sdk")
+        try:
+            return importlib.metadata.version("eguot-sdk")
+        except importlib.metadata.PackageNotFoundError:
+            return "unknown (run from a source tree that is not installed)"
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)

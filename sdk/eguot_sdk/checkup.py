@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from . import __version__
 from .chatter import quiet
-from .cli import version
 
 BASE = ("numpy", "rawpy", "click", "pillow", "tifffile", "flatbuffers", "ai-edge-litert", "tflite-runtime")
 EXTRA_ORDER = ("train", "convert", "coreml", "onnx", "tensorflow", "cluster", "devices", "dev")
@@ -25,7 +25,7 @@ EXTRA_ORDER = ("train", "convert", "coreml", "onnx", "tensorflow", "cluster", "d
 def examine() -> dict[str, Any]:
     """Facts as JSON-ready values: versions, checks ({"name", "ok", "detail"}), and extras with what they lack."""
     return {
-        "eguot_sdk": version(),
+        "eguot_sdk": __version__,
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {name: installed(name) for name in BASE},

@@ -25,6 +25,7 @@ from typing import Any, Literal, NoReturn
 
 import click
 
+from . import __version__
 from .bayer import CFA_PHASES
 from .errors import STOPPED, EguotError, MissingDependency, OutputError
 from .paths import AS_ON_DISK, named_isp
@@ -180,17 +181,9 @@ def _absent(name: str, error: EguotError) -> click.Command:
     )
 
 
-def version() -> str:
-    """Version of the installed distribution."""
-    try:
-        return importlib.metadata.version("eguot-sdk")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (run from a source tree that is not installed)"
-
-
 def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"eguot-sdk {version()}")
+        click.echo(f"eguot-sdk {__version__}")
         ctx.exit()
 
 
