@@ -30,7 +30,7 @@ SHOWN = 3
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--format", "formats", default="tflite", show_default=True, help="Comma list of tflite, coreml, onnx.")
 @click.option("--precision", "precisions", default="fp32", show_default=True,
-              help="Comma list of fp32, fp16, w8 (int8 weights), w8a8 (int8), w8a16 (int16 activations).")  # fmt: skip
+              help="Comma list of fp32, fp16, w8 (int8 weights), w8a8 (int8), w8a16 (int16; .tflite).")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write NAME.PRECISION.EXT into.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="Raws, pairs, a data set or shards to learn int8 ranges from; default: the run's own.")  # fmt: skip

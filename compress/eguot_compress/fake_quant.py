@@ -764,7 +764,12 @@ def _activation_sites(graph: fx.GraphModule, modules: dict[str, nn.Module]) -> l
             sites.append((node, f"q_{node.name}", "constant"))
         elif node.op != "output" and kind not in _VALUE and kind not in _SAME_RANGE:
             name = _op_name(node, modules)
-            raise EguotError(f"{name} has no int8 form here: use conv, ReLU, add, mul, mean or concat")
+            why = (
+                "can be part of a convolution only where it alone reads one that is called once"
+                if name == "BatchNorm2d"
+                else "use conv, ReLU, add, mul, mean or concat"
+            )
+            raise EguotError(f"{name} has no int8 form here: {why}")
     return _tie_ranges(sites, modules)
 
 

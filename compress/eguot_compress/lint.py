@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import fx, nn
@@ -25,7 +25,7 @@ from eguot_train.isps import ISPS
 from eguot_train.isps.base import IspNet
 from eguot_train.isps.packed import written_out
 
-from .fake_quant import UNFIT, quantise_body, trace_body
+from .fake_quant import UNFIT, ending_in_convolution, quantise_body, trace_body
 from .integer_form import folded, integer_form
 
 Target = Literal["tflite-cpu", "tflite-gpu", "nnapi", "coreml-ane"]
@@ -80,6 +80,7 @@ lite/tools/versioning/gpu_compatibility.cc (commit 03a5e4e19a9c) has a rule for.
 
 INT8 = "int8"
 """Where a finding lies that stops integer files only."""
+INT16 = "everything: no delegate, XNNPACK neither, takes int16 activations, and plain kernels are many times slower"
 NEEDS_HALF = "everything: it computes in float32, the Neural Engine in fp16"
 
 _NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -128,11 +129,16 @@ def lint(subject: str, targets: Sequence[str] = TARGETS) -> list[Finding]:
     return sorted(wanted, key=lambda f: f.severity)
 
 
-def left_to_cpu(format_: str, ops: Iterable[str], *, half: bool = False) -> dict[Target, list[str]]:
-    """By target that can run files of a format: the ops its delegate does not take. `half`: the file computes in fp16.
+def left_to_cpu(
+    format_: str, ops: Iterable[str], *, half: bool = False, int16: bool = False
+) -> dict[Target, list[str]]:
+    """By target that can run files of a format: the ops its delegate does not take. `half`: the file computes in fp16;
+    `int16`: its activations are int16.
 
     From published op lists, not from a device.
     """
+    if format_ == "tflite" and int16:
+        return {target: [INT16] for target in _TFLITE}
     if format_ == "tflite":
         found = {target: sorted(set(ops) - taken) for target, taken in DELEGATE_OPS.items()}
         return {"tflite-cpu": sorted(set(ops) & {"CUSTOM"}), **found}
@@ -154,7 +160,7 @@ def lint_network(net: IspNet) -> Iterator[Finding]:
         for rule in (_rank, _shuffle, _slicing, _padding, _resizing, _activation, _norm):
             yield from rule(node, modules)
     try:
-        quantise_body(integer_form(net))
+        quantise_body(integer_form(cast("IspNet", ending_in_convolution(net))))
     except EguotError as error:
         yield Finding(severity="error", targets=TARGETS, where=INT8, what=f"{error} (of integer files only)")
 
@@ -301,7 +307,10 @@ def _norm(node: fx.Node, modules: dict[str, nn.Module]) -> Iterator[Finding]:
 
 def lint_tflite(path: Path) -> Iterator[Finding]:
     """Findings on a finished file."""
-    ops: dict[str, int] = describe(path)["ops"]
+    facts = describe(path)
+    ops: dict[str, int] = facts["ops"]
+    if any(tensor["dtype"] == "int16" for tensor in facts["input"]):
+        yield Finding(severity="warning", targets=_TFLITE, where=path.name, what=f"leaves {INT16}; use w8a8")
     for op in ops:
         fallback = tuple(t for t, taken in DELEGATE_OPS.items() if op not in taken)
         if op == "CUSTOM":

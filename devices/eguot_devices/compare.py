@@ -162,7 +162,7 @@ def _of_frame(model: ModelProfile) -> str | None:
 
 
 def differences(before: Report, after: Report) -> list[str]:
-    """In what the machines differ that both reports measured the same models on; one line each, none twice."""
+    """What else differs: the machines of both reports, and models that the later one alone has."""
     lines: list[str] = []
     for old_device, new_device in _common_devices(before, after):
         for old, new in _common_models(old_device, new_device):
@@ -173,6 +173,11 @@ def differences(before: Report, after: Report) -> list[str]:
             ):
                 if a != b:
                     lines.append(f"{new_device.device}: another {what}, {a} then {b}")
+    known = {(device.device, model.name) for device in before.devices for model in device.models}
+    for device in after.devices:
+        new_names = [model.name for model in device.models if (device.device, model.name) not in known]
+        if new_names:
+            lines.append(f"{device.device}: only in the later report: {', '.join(new_names)}")
     return list(dict.fromkeys(lines))
 
 

@@ -239,7 +239,7 @@ def _jobs(models: Sequence[str | Path], asked: Asked) -> list[Job]:
     paths = [_model_path(model) for model in models]
     names = _names([Path(os.path.abspath(path)) for path in paths])
     if any(not 1 <= n <= 64 for n in asked.threads):
-        raise UsageError(f"threads are whole numbers from 1 to 64, not {asked.threads}")
+        raise UsageError(f"threads are whole numbers from 1 to 64, not {', '.join(map(str, asked.threads))}")
     if asked.max_seconds is not None and len(paths) * asked.sustained_s >= asked.max_seconds:
         raise UsageError(
             f"--sustained {asked.sustained_s:g} of each of {len(paths)} models leaves nothing of --max-seconds "

@@ -89,15 +89,22 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
     return function(item)
 
 
+def require_cluster() -> None:
+    """Raises MissingDependency where clusters cannot be reached from here."""
+    try:
+        import distributed  # noqa: F401
+    except ImportError as error:
+        raise MissingDependency("distributed", needed_for="--cluster", pip="'eguot-sdk[cluster]'") from error
+
+
 def map_cluster(function: Callable[[Item], Result], items: Sequence[Item], address: str) -> Iterator[Result]:
     """Results of `function` from the workers of a Dask cluster (`tcp://HOST:8786`); a few tasks a worker are in flight.
 
     Raises EguotError where the cluster does not answer or its workers are lost, MissingDependency.
     """
-    try:
-        import distributed
-    except ImportError as error:
-        raise MissingDependency("distributed", needed_for="--cluster", pip="'eguot-sdk[cluster]'") from error
+    require_cluster()
+    import distributed
+
     scheduler: Any = distributed.Client
     try:
         distributed.comm.get_address_host_port(address)  # a client that is given none prints a traceback later

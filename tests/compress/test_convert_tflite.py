@@ -331,10 +331,10 @@ def test_what_lint_refuses_is_refused_before_any_work() -> None:
     net = build_isp("liteispnet")
     for jobs in ([("tflite", "fp32")], [("coreml", "fp16")], [("onnx", "fp32"), ("onnx", "w8a8")]):
         with pytest.raises(EguotError, match="liteispnet cannot become") as caught:
-            _refuse_unfit(net, jobs)  # type: ignore[arg-type]
+            _refuse_unfit(net, "liteispnet", jobs)  # type: ignore[arg-type]
         assert "lint" in str(caught.value)
         assert "\n" not in str(caught.value)
-    _refuse_unfit(net, [("onnx", "fp32")])
+    _refuse_unfit(net, "liteispnet", [("onnx", "fp32")])
     _refuse_unfit(build_isp("microisp"), [("tflite", "w8a8"), ("coreml", "fp32")])
 
 

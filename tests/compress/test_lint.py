@@ -218,7 +218,7 @@ def test_a_halo_that_is_one_too_small_shows_seams() -> None:
 def test_files_are_told_what_each_delegate_leaves_to_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the published lists: NNAPI has no LEAKY_RELU, neither has GATHER_ND, nobody has a custom op or rank 5."""
     ops = {"CONV_2D": 3, "GATHER_ND": 1, "LEAKY_RELU": 2, "CUSTOM": 1}
-    monkeypatch.setattr(lint_module, "describe", lambda path: {"ops": ops})
+    monkeypatch.setattr(lint_module, "describe", lambda path: {"ops": ops, "input": [{"dtype": "int8"}]})
     monkeypatch.setattr(lint_module, "_largest_rank", lambda path: 5)
     found = {f.where: f for f in lint_tflite(tmp_path / "net.tflite")}
     assert set(found) == {"GATHER_ND", "LEAKY_RELU", "CUSTOM", "net.tflite"}
@@ -234,3 +234,20 @@ def test_files_are_told_what_each_delegate_leaves_to_the_cpu(monkeypatch: pytest
     }  # fmt: skip
     assert left_to_cpu("coreml", ["conv"]) == {"coreml-ane": [NEEDS_HALF]}
     assert left_to_cpu("coreml", ["conv"], half=True) == left_to_cpu("onnx", ["Conv"]) == {}
+
+
+class _Ended(_Body):
+    """Its last op has no integer form."""
+
+    def body(self, planes: Tensor) -> Tensor:
+        return F.gelu(super().body(planes))
+
+
+def test_the_last_op_is_looked_at_too() -> None:
+    assert any("gelu has no int8 form" in f.what for f in lint_network(_Ended()))
+
+
+def test_files_with_int16_values_are_slow_everywhere(tmp_path: Path) -> None:
+    found = list(lint_tflite(Path(__file__).parents[1] / "data" / "tiny.w8a16.tflite"))
+    assert [f.severity for f in found if "no delegate" in f.what] == ["warning"]
+    assert all("no delegate" in left[0] for left in left_to_cpu("tflite", {"CONV_2D": 1}, int16=True).values())

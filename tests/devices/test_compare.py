@@ -118,6 +118,7 @@ def test_other_machines_and_runtimes_are_named(report: Report, tmp_path: Path, m
         "local: another processor, Some CPU then Cortex-A53",
         "local: another number of cores, 2 then 4",
         "local: another runtime, ai-edge-litert 2.3.0 then ai-edge-litert 9.9",
+        f"local: only in the later report: {', '.join(m.name for m in device.models)}",
     ]
     assert differences(old, new) == expected
     assert differences(report, report) == []

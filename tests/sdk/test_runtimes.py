@@ -301,3 +301,10 @@ def test_the_fake_is_bilinear() -> None:
     np.testing.assert_allclose(ISP.fake(dtype="int8").run(planes), slow_fake(planes), atol=1 / 255)
     with pytest.raises(UsageError, match="int8 or float32"):
         fake_spec("int4")  # type: ignore[arg-type]
+
+
+def test_an_isp_file_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="absent: no such file; an ISP file that runs here ends in"):
+        ISP.load(tmp_path / "absent")
+    with pytest.raises(UsageError, match="a folder; an ISP file that runs here ends in"):
+        ISP.load(tmp_path)

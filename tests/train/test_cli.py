@@ -186,3 +186,11 @@ def test_another_process_of_torchrun_says_which_it_is(tmp_path: Path, monkeypatc
 def test_scenes_of_a_test_set_have_other_numbers(tmp_path: Path) -> None:
     assert invoke("data", "synth", "--scenes", "2", "--first-scene", "7", "--out", str(tmp_path / "set")).exit_code == 0
     assert sorted(p.stem for p in (tmp_path / "set" / "raw").iterdir()) == ["scene_00007", "scene_00008"]
+
+
+def test_a_key_is_not_given_twice(tmp_path: Path) -> None:
+    done = invoke(
+        "train", "paired", "--pairs", "x", "--steps", "10", "--set", "steps=5", "--out", str(tmp_path / "run")
+    )
+    assert done.exit_code == 2
+    assert "--steps and --set steps=... name the same: give one" in done.stderr

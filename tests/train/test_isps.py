@@ -448,3 +448,26 @@ def test_a_class_that_breaks_the_contract_is_told_what() -> None:
         checked(IspNet(), "here:IspNet")
     with pytest.raises(UsageError, match="subclass"):
         checked(nn.Conv2d(4, 12, 1), "torch.nn:Conv2d")
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("faulty_a", "def __init__(self, width): pass", r"cannot be made without arguments \(TypeError"),
+        ("faulty_b", "def body(self, x): return self.no", r"stop it \(AttributeError: .*no.*, faulty_b\.py line 5\)"),
+    ],
+)
+def test_faults_of_an_own_class_are_one_line_with_a_place(
+    name: str, code: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text(
+        f"from eguot_train.isps import IspNet\n\nclass Net(IspNet):\n    name, halo = 'net', 1\n    {code}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UsageError, match=words):
+        build_isp(f"{name}:Net")
+    (tmp_path / f"{name}_broken.py").write_text("1 / 0\n")
+    with pytest.raises(UsageError, match=r"fails \(ZeroDivisionError: division by zero, faulty_._broken.py line 1\)"):
+        build_isp(f"{name}_broken:Net")
+    with pytest.raises(UsageError, match="names a file; write own:Net"):
+        build_isp("own.py:Net")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from click.testing import CliRunner
 from dataset_fixtures import make_ntire, make_zrr, phone, shots
 from PIL import Image
 
-from eguot_sdk.errors import EguotError, UsageError
+from eguot_sdk.errors import EguotError, MissingDependency, UsageError
 from eguot_train.cli_data import data
 from eguot_train.config import TrainConfig
 from eguot_train.data import prepare as module
@@ -175,3 +176,15 @@ def test_a_cluster_that_is_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(EguotError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
         list(workers.map_cluster(str, [1], "tcp://127.0.0.1:9"))
+
+
+def test_nothing_is_begun_for_a_cluster_that_cannot_be_reached_from_here(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(MissingDependency):
+        prepare(Path(folders["pairs"]), tmp_path / "set", cluster="tcp://127.0.0.1:9")
+    assert not (tmp_path / "set").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file: is a file; name a folder"):
+        prepare(Path(folders["pairs"]), tmp_path / "file")

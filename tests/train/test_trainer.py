@@ -636,7 +636,7 @@ def test_a_run_starts_from_another(folders: dict[str, str], tmp_path: Path, monk
     monkeypatch.setattr("eguot_train.checkpoint.build_isp", lambda name: build_isp("qisp-s"))
     with pytest.raises(UsageError, match=r"this run is qisp-s on srgb: give --isp some\.place:Own and no"):
         train(config, tmp_path / "third", echo=quietly)
-    with pytest.raises(CheckpointError, match="not a run folder"):
+    with pytest.raises(CheckpointError, match="does not exist; give a folder"):
         train(replace(config, init=str(tmp_path / "absent")), tmp_path / "third", echo=quietly)
 
 

@@ -32,7 +32,7 @@ from eguot_sdk.paths import means_default
 
 from .config import TrainConfig
 from .isps import ISPS, IspNet
-from .isps.base import checked
+from .isps.base import checked, fault
 
 DEFAULT_RUN = Path(__file__).parent / "models" / "default"
 """The float network behind the default ISP, as a run folder (`default_isp.py` makes it)."""
@@ -145,7 +145,13 @@ def build_isp(name: str) -> IspNet:
     if name in ISPS:
         return ISPS[name]()
     if OWN_CLASS.fullmatch(name):
-        return checked(_own_class(name)(), name)
+        try:
+            net: object = _own_class(name)()
+        except UsageError:
+            raise
+        except Exception as error:  # it is somebody's code
+            raise UsageError(f"{name}: cannot be made without arguments ({fault(error)})") from error
+        return checked(net, name)
     raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}, or package.module:Class of your own")
 
 
@@ -164,7 +170,12 @@ def _own_class(name: str) -> type[IspNet]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
+        file, _, inside = module_name.rpartition(".")
+        if inside == "py" and file:
+            raise UsageError(f"{name}: names a file; write {file}:{class_name}, its folder on PYTHONPATH") from error
         raise UsageError(f"{name}: cannot import {module_name} ({error}); put its folder on PYTHONPATH") from error
+    except Exception as error:
+        raise UsageError(f"{name}: importing {module_name} fails ({fault(error)})") from error
     own = getattr(module, class_name, None)
     if not (isinstance(own, type) and issubclass(own, IspNet)):
         raise UsageError(f"{name} must be a subclass of eguot_train.isps.IspNet, {module_name} has no such class")
@@ -180,7 +191,13 @@ def read_config(run: Path) -> TrainConfig:
     """The config saved with a run. Raises CheckpointError where there is none or it is not ours."""
     path = run / "config.json"
     if not path.is_file():
-        raise CheckpointError(f"{run} is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote")
+        if run.is_file():
+            what = "is a file; a run is the folder that `train` wrote, from which `convert` makes ISP files"
+        elif not run.exists():
+            what = "does not exist; give a folder that `eguot-sdk train` wrote, or `default`"
+        else:
+            what = "is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote, or `default`"
+        raise CheckpointError(f"{run} {what}")
     with open(path, encoding="utf-8", errors="replace") as handle:
         return TrainConfig.from_json(handle.read(MAX_CONFIG))
 

@@ -85,6 +85,10 @@ def train(
     from .trainer import train as run
 
     keys = [setting.partition("=")[0] for setting in settings]
+    flags = {"raw": raw, "srgb": srgb, "pairs": pairs, "steps": steps, "seed": seed, "val": val}
+    for key in keys:
+        if flags.get(key) is not None:
+            raise click.UsageError(f"--{key} and --set {key}=... name the same: give one")
     for key in keys:
         if key in OPTIONS:
             raise click.UsageError(f"--set {key}: {OPTIONS[key]}")

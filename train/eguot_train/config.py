@@ -280,6 +280,8 @@ def _named(kind: Any) -> str:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is tuple and get_args(kind)[-1] is not ...:
         return f"{len(get_args(kind))} numbers"
+    if kind == tuple[ExpertName, ...]:
+        return f"some of {', '.join(EXPERTS)}, by commas"
     names = {
         bool: "true or false",
         int: "a whole number",

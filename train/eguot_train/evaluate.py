@@ -119,7 +119,10 @@ def compare_sets(model: str | Path, raws: Path, photos: Path) -> Compared:
     render = render_of(model)
     items, others = raws_of(open_dataset(raws).part("test")), photos_of(open_dataset(photos).part("test"))
     if not items or not others:
-        raise UsageError(f"{len(items)} raws and {len(others)} photos: both are needed")
+        raise UsageError(
+            f"{raws} holds {len(items)} raws and {photos} {len(others)} photos: some of each are needed"
+            + ("; are the two the other way round?" if not items and not others else "")
+        )
     skipped: list[str] = []
 
     def gathered(label: str, some: Sequence[Item], picture: Callable[[Item], np.ndarray]) -> tuple[PictureSet, int]:

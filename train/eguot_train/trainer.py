@@ -375,7 +375,10 @@ def _check_place(config: TrainConfig, out: Path) -> None:
     """Raises where a run cannot be made at `out`, before the minutes that reading data takes."""
     kind = kind_of(out, OutputError)
     if (kind is None and os.path.lexists(out)) or kind == "file" or (kind == "folder" and any(out.iterdir())):
-        raise UsageError(f"{out} already exists: choose another --out, or continue it with --resume")
+        run = (out / "config.json").is_file()
+        raise UsageError(
+            f"{out} already exists: choose another --out" + (", or continue it with --resume" if run else "")
+        )
     for role in DATA:
         data = getattr(config, role)
         if data is not None and out.resolve().is_relative_to(Path(data).resolve()):

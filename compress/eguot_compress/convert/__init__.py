@@ -126,7 +126,7 @@ def convert_each(
     require(via if via == "onnx2tf" else format_ for format_ in dict(jobs))
     loaded = load_run(run)
     say = echo or (lambda line: None)
-    _refuse_unfit(loaded.net, jobs)
+    _refuse_unfit(loaded.net, loaded.config.isp, jobs)
     crops = load_calibration(loaded.config, calibration, multiple=loaded.net.multiple)
     subject = _Subject(loaded, run.resolve().name, crops, run)
     own_scales = subject.quantised is not None and "w8a8" in precisions
@@ -165,14 +165,18 @@ def plan(
         if not given:
             raise UsageError(f"no {what} given: use one of {', '.join(allowed)}")
     pairs: list[tuple[Format, Precision]] = []
+    refused: list[str] = []
     for name, kind in FORMATS.items():
         for precision in get_args(Precision):
             if name in formats and precision in precisions:
                 holds = ONNX2TF_PRECISIONS if via == "onnx2tf" else kind.precisions
                 if precision not in holds:
                     by = " by onnx2tf" if via == "onnx2tf" else ""
-                    raise UsageError(f"{name}{by} cannot hold {precision}: it holds {', '.join(holds)}")
+                    refused.append(f"{name}{by} cannot hold {precision}: it holds {', '.join(holds)}")
                 pairs.append((name, precision))
+    if refused:
+        more = "; convert what they hold together, and the rest apart" if len(pairs) > len(refused) else ""
+        raise UsageError("; ".join(refused) + more)
     return pairs
 
 
@@ -180,7 +184,7 @@ TARGET_OF: dict[Format, Target] = {"tflite": "tflite-cpu", "coreml": "coreml-ane
 """The target whose refusals stop a conversion to a format."""
 
 
-def _refuse_unfit(net: IspNet, jobs: Sequence[tuple[Format, Precision]]) -> None:
+def _refuse_unfit(net: IspNet, isp: str, jobs: Sequence[tuple[Format, Precision]]) -> None:
     """Raises EguotError with the first thing that lint holds against the network in a format asked for."""
     errors = [f for f in lint_network(net) if f.severity == "error"]
     for format_, precision in jobs:
@@ -191,7 +195,7 @@ def _refuse_unfit(net: IspNet, jobs: Sequence[tuple[Format, Precision]]) -> None
                     continue
                 raise EguotError(
                     f"{net.name} cannot become {format_} {precision}: {finding.where}: {finding.what} "
-                    f"(`eguot-sdk lint --isp {net.name}` lists all)"
+                    f"(`eguot-sdk lint --isp {isp}` lists all)"
                 )
 
 
@@ -334,7 +338,9 @@ def _write_one(
     return Converted(
         format=format_, precision=precision, path=None if problem else final, bytes=size, parity=parity,
         runtime=kind.runtime, ops=contents.ops,
-        left_to_cpu=left_to_cpu(format_, contents.ops, half=precision not in FLOAT32_COMPUTE),
+        left_to_cpu=left_to_cpu(
+            format_, contents.ops, half=precision not in FLOAT32_COMPUTE, int16=precision == "w8a16"
+        ),
         float_layers=layers, problem=problem, seconds=time.monotonic() - started,
     )  # fmt: skip
 
@@ -353,7 +359,7 @@ def _write_and_measure(
     if file.shape != network.shape:
         raise EguotError(
             f"{path.name} makes pictures of {list(file.shape[2:])}, the network of {list(network.shape[2:])}: an op is "
-            f"tied to a size (`eguot-sdk lint --isp {holding.net.name}` may name it)"
+            f"tied to a size (`eguot-sdk lint` may name it)"
         )
     if holding.state is None:
         return measure(file, network, network, check, None), spec

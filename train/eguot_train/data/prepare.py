@@ -16,7 +16,7 @@ from eguot_sdk.chatter import quiet
 from eguot_sdk.errors import EguotError, OutputError, UsageError
 from eguot_sdk.output import written_beside
 from eguot_sdk.progress import progress_bar
-from eguot_sdk.workers import core_count, map_cluster, map_processes
+from eguot_sdk.workers import core_count, map_cluster, map_processes, require_cluster
 
 from .datasets import Dataset, Item, open_dataset, split_scenes
 from .datasets.check import read_item
@@ -62,6 +62,8 @@ def prepare(folder: Path, out: Path, *, unpaired: bool = False, cluster: str | N
         raise UsageError(f"{folder}: {wrong[0]}; see `eguot-sdk data check`, and correct it in {folder}/dataset.json")
     groups, notes = _groups(dataset, unpaired)
     tasks = [task for name, items in groups.items() for task in _tasks(out / name, items)]
+    if cluster is not None:
+        require_cluster()
     _make_empty(out)
     done = _run(tasks, cluster)
     shards = tuple(str(path.relative_to(out)) for paths, _, _ in done for path in paths)
@@ -142,7 +144,9 @@ def _leftover(path: Path) -> bool:
 
 def _make_empty(out: Path) -> None:
     try:
-        if out.exists() and (not out.is_dir() or (out / SUMMARY).exists()):
+        if out.exists() and not out.is_dir():
+            raise UsageError(f"{out}: is a file; name a folder")
+        if (out / SUMMARY).exists():
             raise UsageError(f"{out}: exists and holds a prepared set; name another folder or remove it")
         if out.is_dir():
             files = [p for p in out.rglob("*") if p.is_file()]

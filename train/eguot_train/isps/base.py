@@ -12,7 +12,9 @@ Architectures whose originals took linear raw or a mosaic get the same companded
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -92,13 +94,21 @@ def checked(net: object, source: str) -> IspNet:
         try:
             with torch.no_grad():
                 shape = tuple(net.eval()(torch.zeros(1, 4, height, width)).shape)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UsageError(f"{source}: planes [1, 4, {height}, {width}] stop it ({reason})") from error
+        except Exception as error:  # it is somebody's code
+            raise UsageError(f"{source}: planes [1, 4, {height}, {width}] stop it ({fault(error)})") from error
         if shape != (1, 3, 2 * height, 2 * width):
             wanted = f"[1, 3, {2 * height}, {2 * width}]"
             raise UsageError(f"{source}: planes [1, 4, {height}, {width}] must give {wanted}, it gave {list(shape)}")
     return net.train()
+
+
+def fault(error: Exception) -> str:
+    """What went wrong in somebody's code, and where it was raised, in one line."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename and "eguot_train" not in frame.filename]
+    where = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
+    return f"{type(error).__name__}: {reason}{where}"
 
 
 def macs_per_pixel(net: IspNet, side: int = 128) -> float:

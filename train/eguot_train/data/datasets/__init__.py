@@ -85,8 +85,8 @@ def _unpaired(folder: Path) -> Dataset:
     inside = sorted({path.parent.name for path in folder.glob("[!.]*/[!.]*.tar")})
     if inside and not any(folder.glob("[!.]*.tar")):
         raise UsageError(
-            f"{folder}: holds shards in {', '.join(inside)}, none for this option: name one of these folders where "
-            "pairs are asked for; `data prepare --unpaired` makes shards for --raw and --srgb"
+            f"{folder}: holds shards in {', '.join(inside)}: `train --pairs` and `evaluate --pairs` take one of these "
+            "folders, --raw and --srgb what `data prepare --unpaired` makes, `data check` what they were made of"
         )
     if any(folder.glob("[!.]*.tar")):
         readers = "`train` and `evaluate --pairs` read them; `data check` and `prepare` take what they were made of"
@@ -101,7 +101,9 @@ def _unpaired(folder: Path) -> Dataset:
         linked = f"; linked folders are not followed, name them: {', '.join(links)}" if links else ""
         raise UsageError(f"{folder}: no data set: no raws, no photos{why}, and none of {layouts}{linked}")
     if any(photo.photo.name.endswith(RAW_SUFFIX) for photo in photos if photo.photo is not None):
-        raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one of its folders")
+        places = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        names = ", ".join(str(folder / name) for name in places[:4])
+        raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one: {names}")
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
     title = {"unpaired": "raws and photos of different names", "raws": "camera raws", "photos": "photos"}[kind]
     _refuse_values(folder, kind)
@@ -198,7 +200,7 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
     shown = {item.scene for item in raws} - {None}
     photos = [item for item in photos if item.scene not in shown]
     if not raws or not photos:
-        alone = "" if both else "; `data prepare` takes a folder of one kind without --unpaired"
+        alone = "" if both else "; give a folder of each, or pairs (`data prepare` takes one kind without --unpaired)"
         raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos{alone}")
     return (
         [replace(item, photo=None) for item in raws],
