@@ -335,7 +335,7 @@ def test_what_lint_refuses_is_refused_before_any_work() -> None:
         assert "lint" in str(caught.value)
         assert "\n" not in str(caught.value)
     _refuse_unfit(net, "liteispnet", [("onnx", "fp32")])
-    _refuse_unfit(build_isp("microisp"), [("tflite", "w8a8"), ("coreml", "fp32")])
+    _refuse_unfit(build_isp("microisp"), "microisp", [("tflite", "w8a8"), ("coreml", "fp32")])
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
