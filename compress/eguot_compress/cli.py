@@ -179,7 +179,8 @@ def lint(subject: str, targets: str, as_json: bool) -> None:
     else:
         for line in _grouped(findings):
             click.echo(line)
-        click.echo(f"{Path(subject).name}: {len(findings)} findings" if findings else f"{Path(subject).name}: clean")
+        count = f"{len(findings)} finding{'' if len(findings) == 1 else 's'}"
+        click.echo(f"{Path(subject).name}: {count if findings else 'clean'}")
     refused = sum(f.severity == "error" for f in findings)
     if refused:
         raise GateError(f"{Path(subject).name}: {refused} of {len(findings)} findings are errors")
@@ -246,5 +247,11 @@ def _ops(result: Converted) -> str:
     ops = ", ".join(f"{name} {count}" for name, count in result.ops.items())
     taken = [target for target, left in result.left_to_cpu.items() if not left]
     parts = [f"all taken by {', '.join(taken)}"] if taken else []
-    parts += [f"{target} leaves {', '.join(left)}" for target, left in result.left_to_cpu.items() if left]
+    leaving: dict[str, list[str]] = {}
+    for target, left in result.left_to_cpu.items():
+        if left:
+            leaving.setdefault(", ".join(left), []).append(target)
+    parts += [
+        f"{', '.join(targets)} {'leaves' if len(targets) == 1 else 'leave'} {left}" for left, targets in leaving.items()
+    ]
     return "; ".join([ops, *parts])

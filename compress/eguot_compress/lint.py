@@ -80,7 +80,7 @@ lite/tools/versioning/gpu_compatibility.cc (commit 03a5e4e19a9c) has a rule for.
 
 INT8 = "int8"
 """Where a finding lies that stops integer files only."""
-INT16 = "everything: no delegate, XNNPACK neither, takes int16 activations, and plain kernels are many times slower"
+INT16 = "everything: neither delegates nor XNNPACK take int16 values, and plain kernels are many times slower"
 NEEDS_HALF = "everything: it computes in float32, the Neural Engine in fp16"
 
 _NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -310,7 +310,7 @@ def lint_tflite(path: Path) -> Iterator[Finding]:
     facts = describe(path)
     ops: dict[str, int] = facts["ops"]
     if any(tensor["dtype"] == "int16" for tensor in facts["input"]):
-        yield Finding(severity="warning", targets=_TFLITE, where=path.name, what=f"leaves {INT16}; use w8a8")
+        yield Finding(severity="warning", targets=_TFLITE, where=path.name, what=f"runtimes leave {INT16}; use w8a8")
     for op in ops:
         fallback = tuple(t for t, taken in DELEGATE_OPS.items() if op not in taken)
         if op == "CUSTOM":
