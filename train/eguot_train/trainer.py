@@ -153,7 +153,8 @@ def _train(
     )
     start, tensors, state = _open_run(config, out, resume, echo)
     ranks.wait()  # all have looked before rank 0 makes the folder
-    if start >= config.steps and ranks.from_first(lambda: _sheet(out, start).exists()):
+    ended = start > config.steps or (start == config.steps and ranks.from_first(lambda: _sheet(out, start).exists()))
+    if ended:
         echo(f"{out.name}: already trained {start} steps, nothing to do")
         return out
     judges = pairs_to_score(config.val)[0] if config.val else []
