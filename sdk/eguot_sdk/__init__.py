@@ -10,7 +10,6 @@ Names are loaded when first used, so importing the package loads no runtime and 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,9 +34,11 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
+        from importlib import metadata
+
         try:
-            return importlib.metadata.version("eguot-sdk")
-        except importlib.metadata.PackageNotFoundError:
+            return metadata.version("eguot-sdk")
+        except metadata.PackageNotFoundError:
             return "unknown (run from a source tree that is not installed)"
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

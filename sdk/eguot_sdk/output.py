@@ -127,7 +127,8 @@ def _sync_folder(folder: Path) -> None:
 def remove_leftovers(paths: Iterable[Path]) -> None:
     """Delete what `written_beside` left of these paths in processes that were killed; what cannot be deleted stays.
 
-    Of processes elsewhere, on another machine that shares the folder or in another container, only what is a day old.
+    Of processes elsewhere, on another machine that shares the folder, in another container or before this machine was
+    started, only what is a day old.
     """
     names: dict[Path, set[str]] = {}
     for path in paths:
@@ -146,12 +147,13 @@ def remove_leftovers(paths: Iterable[Path]) -> None:
 
 @functools.cache
 def _place() -> str:
-    """Eight hex digits that name where numbers of processes mean the same: this machine, or this container on it."""
+    """Eight hex digits that name where numbers of processes mean the same: this start of this machine or container.
+
+    With the start, for names and identities of machines are copied with their images.
+    """
     facts = [platform.node()]
     with contextlib.suppress(OSError):
-        facts.append(os.readlink("/proc/self/ns/pid"))
-    with contextlib.suppress(OSError):
-        facts.append(Path("/etc/machine-id").read_text())
+        facts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
     return hashlib.sha256("\n".join(facts).encode(errors="replace")).hexdigest()[:8]
 
 

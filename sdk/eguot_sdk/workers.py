@@ -90,7 +90,7 @@ def _call(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def require_cluster() -> None:
-    """Raises MissingDependency where clusters cannot be reached from here."""
+    """Raises MissingDependency where the package that reaches a cluster is not installed."""
     try:
         import distributed  # noqa: F401
     except ImportError as error:

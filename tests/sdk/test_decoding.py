@@ -99,7 +99,7 @@ def test_a_decoder_that_hangs_ends_though_nobody_is_left_to_end_it(tmp_path: Pat
     raw = tmp_path / "a.dng"
     raw.write_bytes(bytes(range(200)))
     program = (
-        "import pathlib, sys\nfrom eguot_sdk import decoding\ndecoding.GRACE_S = 3\n"
+        "import pathlib, sys\nfrom eguot_sdk import decoding\ndecoding.GRACE_S = 9\n"
         f"decoding.PACKAGES = {str(tmp_path)!r} + ':' + str(decoding.PACKAGES)\n"
         "decoder = decoding.Decoder(max_seconds=1)\ndecoder.start()\nprint(decoder._process.pid, flush=True)\n"
         f"decoder.max_seconds = 600\ndecoder.read(pathlib.Path({str(raw)!r}))\n"
@@ -108,7 +108,7 @@ def test_a_decoder_that_hangs_ends_though_nobody_is_left_to_end_it(tmp_path: Pat
         assert asker.stdout is not None
         decoder = int(asker.stdout.readline())
         try:
-            wait_until(lambda: state(decoder)[0] == "R" and state(decoder)[1] > 1.0)
+            wait_until(lambda: state(decoder)[0] == "R" and state(decoder)[1] > 0.5)
             asker.kill()
             wait_until(lambda: state(decoder)[0] in ("Z", ""))
         finally:

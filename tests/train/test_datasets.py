@@ -221,7 +221,7 @@ def test_plain_folders(folders: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(folders["srgb"], both / "srgb")
     assert open_dataset(both).kind == "unpaired"
     shutil.copytree(folders["pairs"], both / "pairs")
-    with pytest.raises(UsageError, match=r"name one: .*/pairs"):
+    with pytest.raises(UsageError, match=r"folder of their own, .*/pairs, among other files"):
         open_dataset(both)
 
 
@@ -326,7 +326,7 @@ def test_unpaired_halves_share_no_scene() -> None:
     assert all(i.raw is None for i in photos)
     with pytest.raises(UsageError, match=r"too few scenes .* 0 raws and 1 photos$"):
         split_scenes(unknown[:1])
-    with pytest.raises(UsageError, match=r"0 raws and 2 photos; give a folder of each"):
+    with pytest.raises(UsageError, match=r"0 raws and 2 photos; `train` takes a folder of each"):
         split_scenes([Item(name, None, Path("p")) for name in "ab"])
 
 

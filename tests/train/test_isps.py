@@ -453,7 +453,12 @@ def test_a_class_that_breaks_the_contract_is_told_what() -> None:
 @pytest.mark.parametrize(
     ("name", "code", "words"),
     [
-        ("faulty_a", "def __init__(self, width): pass", r"cannot be made without arguments \(TypeError"),
+        ("faulty_a", "def __init__(self, width): pass", r"making it, without arguments, fails \(TypeError"),
+        (
+            "faulty_c",
+            "def __init__(self): __import__('json').loads('{')",
+            r"JSONDecodeError: .*, faulty_c\.py line 5\)",
+        ),
         ("faulty_b", "def body(self, x): return self.no", r"stop it \(AttributeError: .*no.*, faulty_b\.py line 5\)"),
     ],
 )
@@ -466,6 +471,9 @@ def test_faults_of_an_own_class_are_one_line_with_a_place(
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(UsageError, match=words):
         build_isp(f"{name}:Net")
+    (tmp_path / f"{name}_syntax.py").write_text("def\n")
+    with pytest.raises(UsageError, match=rf"fails \(SyntaxError: .*{name}_syntax\.py, line 1\)\)"):
+        build_isp(f"{name}_syntax:Net")
     (tmp_path / f"{name}_broken.py").write_text("1 / 0\n")
     with pytest.raises(UsageError, match=r"fails \(ZeroDivisionError: division by zero, faulty_._broken.py line 1\)"):
         build_isp(f"{name}_broken:Net")

@@ -162,13 +162,18 @@ def test_sigterm_keeps_the_step_that_all_ranks_are_at(
     )
     try:
         deadline = time.monotonic() + 120
-        while process.poll() is None and not checkpoints(out):
+        while not checkpoints(out):
+            assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
         os.kill(rank_one(process.pid) if of_one_rank else process.pid, signal.SIGTERM)
         _, messages = process.communicate(timeout=60)
     finally:
-        process.kill()  # its workers end with it
+        workers = children(process.pid) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        for worker in workers:  # they do not end with it
+            os.kill(worker, signal.SIGKILL)
     assert process.returncode != 0
     assert f"stopped after step {int(checkpoints(out)[-1].stem)} of 100000; go on with --resume" in messages
     assert "Ctrl-C again" not in messages

@@ -325,7 +325,9 @@ def test_one_set_of_pairs_is_not_both_sides_of_an_unpaired_run(tmp_path: Path) -
 def test_a_set_in_parts_says_which_to_name(tmp_path: Path) -> None:
     for part in ("train", "test"):
         write_shards(tmp_path / "set" / part, [pair(0)])
-    with pytest.raises(UsageError, match=r"holds shards in test, train: `train --pairs` .* take one of these"):
+    with pytest.raises(
+        UsageError, match=r"holds shards in test, train: `train --pairs` .* take one of these folders; `data check`"
+    ):
         open_dataset(tmp_path / "set")
 
 

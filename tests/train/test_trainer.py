@@ -1103,13 +1103,17 @@ def test_a_sheet_that_cannot_be_written_costs_no_step(
         raise OutputError(f"{path}: cannot be written")
 
     monkeypatch.setattr(trainer, "save_sheet", fail)
-    config = TrainConfig(mode="paired", pairs=folders["pairs"], steps=3, batch=1, crop=24, transport=0.0)
+    config = TrainConfig(
+        mode="paired", pairs=folders["pairs"], val=folders["pairs"], steps=3, batch=1, crop=24, transport=0.0
+    )
     with pytest.raises(OutputError):
         train(config, tmp_path / "run", echo=lambda line: None)
     assert [path.stem for path in checkpoints(tmp_path / "run")] == ["000003"]
     monkeypatch.undo()
     train(config, tmp_path / "run", resume=True, echo=lambda line: None)
     assert [path.name for path in (tmp_path / "run" / "sheets").iterdir()] == ["000003.jpg"], "made up for"
+    logged = (tmp_path / "run" / "log.jsonl").read_text()
+    assert logged.count("val_psnr_db") == 1, "of the first time"
 
 
 def test_a_pair_that_cannot_be_scored_is_told_once(folders: dict[str, str], tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def build_isp(name: str) -> IspNet:
         except UsageError:
             raise
         except Exception as error:  # it is somebody's code
-            raise UsageError(f"{name}: cannot be made without arguments ({fault(error)})") from error
+            raise UsageError(f"{name}: making it, without arguments, fails ({fault(error)})") from error
         return checked(net, name)
     raise UsageError(f"unknown ISP {name!r}: use one of {', '.join(ISPS)}, or package.module:Class of your own")
 
@@ -194,9 +194,9 @@ def read_config(run: Path) -> TrainConfig:
         if run.is_file():
             what = "is a file; a run is the folder that `train` wrote, from which `convert` makes ISP files"
         elif not run.exists():
-            what = "does not exist; give a folder that `eguot-sdk train` wrote, or `default`"
+            what = "does not exist; give a folder that `eguot-sdk train` wrote"
         else:
-            what = "is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote, or `default`"
+            what = "is not a run folder (no config.json): give a folder that `eguot-sdk train` wrote"
         raise CheckpointError(f"{run} {what}")
     with open(path, encoding="utf-8", errors="replace") as handle:
         return TrainConfig.from_json(handle.read(MAX_CONFIG))

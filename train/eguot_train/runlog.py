@@ -26,6 +26,9 @@ class NoLog:
 
     def add(self, step: int, values: dict[str, float]) -> None: ...
     def write(self, step: int, values: dict[str, float]) -> None: ...
+    def has(self, step: int, key: str) -> bool:
+        return False
+
     def flush(self) -> None: ...
     def close(self) -> None: ...
 
@@ -35,11 +38,12 @@ class RunLog:
 
     def __init__(self, run: Path, start: int, steps: int, echo: Callable[[str], None]) -> None:
         self._path = run / "log.jsonl"
-        kept = []
+        kept: list[str] = []
         if self._path.is_file():  # a resumed run repeats the steps after its checkpoint
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= start]
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
+        self._last = [line for line in kept if _step_of(line) == start]
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(run, start)
         self._values: dict[str, list[float]] = {}
@@ -85,6 +89,10 @@ class RunLog:
                 self._echo(line)
             else:
                 self._bar.write(line, file=sys.stderr)
+
+    def has(self, step: int, key: str) -> bool:
+        """Whether a run that goes on from `step` had logged a value there before."""
+        return any(line.startswith(f'{{"step": {step},') and f'"{key}"' in line for line in self._last)
 
     def flush(self) -> None:
         """Bring the log on disk, before a checkpoint."""

@@ -232,7 +232,7 @@ def _train(
         """Validate and draw where it is time to."""
         if config.val and (done % config.val_every == 0 or done == config.steps):
             score = validate(ema, judges, config, tell_once)
-            if score is not None:
+            if score is not None and not log.has(done, "val_psnr_db"):
                 log.write(done, {"val_psnr_db": score})
                 log.flush()
         if done % config.sheet_every == 0 or done == config.steps:
@@ -326,7 +326,8 @@ def _train(
                 raise KeyboardInterrupt(told_how)
             if first:
                 look(done, log)
-        if first and start >= config.steps:  # it was stopped at its last validation or sheet
+        if first and start == config.steps:
+            echo(f"{out.name}: trained {start} steps, but stopped before its last sheet: drawing it")
             look(config.steps, log)
     return out
 

@@ -31,8 +31,8 @@ def runtime_factory(path: str | Path, *, delegate: str | Path | None = None) -> 
     if path.suffix.lower() not in RUNTIMES:
         refuse_run(path)
         kinds = " or ".join(RUNTIMES)
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "no such file"
+        if not path.exists() or path.is_dir():
+            what = "a folder" if path.exists() else "no such file"
             raise UsageError(f"{path}: {what}; an ISP file that runs here ends in {kinds}")
         raise UsageError(f"{path.name}: an ISP file that runs here ends in {kinds}, not in {path.suffix or 'nothing'}")
     return RUNTIMES[path.suffix.lower()](path, delegate)

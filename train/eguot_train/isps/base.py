@@ -12,6 +12,7 @@ Architectures whose originals took linear raw or a mosaic get the same companded
 
 from __future__ import annotations
 
+import sysconfig
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,9 +106,9 @@ def checked(net: object, source: str) -> IspNet:
 def fault(error: Exception) -> str:
     """What went wrong in somebody's code, and where it was raised, in one line."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "site-packages" not in frame.filename and "eguot_train" not in frame.filename]
-    where = f", {Path(own[-1].filename).name} line {own[-1].lineno}" if own else ""
+    others = [str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(("<", *others))]
+    where = f", {Path(frames[-1].filename).name} line {frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {reason}{where}"
 
 

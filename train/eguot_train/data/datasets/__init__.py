@@ -84,9 +84,11 @@ def _opened(kind: Kind, title: str, folder: Path, places: dict[str, Path], load:
 def _unpaired(folder: Path) -> Dataset:
     inside = sorted({path.parent.name for path in folder.glob("[!.]*/[!.]*.tar")})
     if inside and not any(folder.glob("[!.]*.tar")):
+        readers = "`train --pairs` and `evaluate --pairs` take one of these folders"
+        if {"raw", "srgb"} & set(inside):
+            readers = "`train` takes the folder as --raw and --srgb"
         raise UsageError(
-            f"{folder}: holds shards in {', '.join(inside)}: `train --pairs` and `evaluate --pairs` take one of these "
-            "folders, --raw and --srgb what `data prepare --unpaired` makes, `data check` what they were made of"
+            f"{folder}: holds shards in {', '.join(inside)}: {readers}; `data check` takes what they were made of"
         )
     if any(folder.glob("[!.]*.tar")):
         readers = "`train` and `evaluate --pairs` read them; `data check` and `prepare` take what they were made of"
@@ -101,9 +103,11 @@ def _unpaired(folder: Path) -> Dataset:
         linked = f"; linked folders are not followed, name them: {', '.join(links)}" if links else ""
         raise UsageError(f"{folder}: no data set: no raws, no photos{why}, and none of {layouts}{linked}")
     if any(photo.photo.name.endswith(RAW_SUFFIX) for photo in photos if photo.photo is not None):
-        places = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        names = ", ".join(str(folder / name) for name in places[:4])
-        raise UsageError(f"{folder}: holds pairs in a folder of their own among other files; name one: {names}")
+        places = {str(p.photo.parent) for p in photos if p.photo is not None and p.photo.name.endswith(RAW_SUFFIX)}
+        raise UsageError(
+            f"{folder}: holds pairs in a folder of their own, {', '.join(sorted(places))}, among other files: name "
+            "that, or another of its folders"
+        )
     kind: Kind = "unpaired" if raws and photos else "raws" if raws else "photos"
     title = {"unpaired": "raws and photos of different names", "raws": "camera raws", "photos": "photos"}[kind]
     _refuse_values(folder, kind)
@@ -200,7 +204,7 @@ def split_scenes(items: Sequence[Item], share: float = 0.5) -> tuple[list[Item],
     shown = {item.scene for item in raws} - {None}
     photos = [item for item in photos if item.scene not in shown]
     if not raws or not photos:
-        alone = "" if both else "; give a folder of each, or pairs (`data prepare` takes one kind without --unpaired)"
+        alone = "" if both else "; `train` takes a folder of each, `data prepare` one kind without --unpaired"
         raise UsageError(f"too few scenes for an unpaired split: {len(raws)} raws and {len(photos)} photos{alone}")
     return (
         [replace(item, photo=None) for item in raws],
