@@ -95,3 +95,14 @@ def make_dng() -> Callable[..., bytes]:
 def counts() -> NDArray[np.uint16]:
     """A mosaic of 32 x 48 random counts in 64..4000, all different enough to tell places apart."""
     return np.random.default_rng(7).integers(64, 4000, (32, 48)).astype(np.uint16)
+
+
+@pytest.fixture(scope="session")
+def flat_gain_map() -> Callable[[float, int], tuple[int, tuple[int, ...]]]:
+    """The tag 51009 of a DNG of 32 x 48 pixels: one gain, of every pixel (pitch 1) or of the first of each cell (2)."""
+
+    def tag(gain: float, pitch: int) -> tuple[int, tuple[int, ...]]:
+        head = struct.pack(">5I", 1, 9, 0x01030000, 0, 80)
+        return 1, tuple(head + struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, pitch, pitch, 1, 1, 1, 1, 0, 0, 1, gain))
+
+    return tag

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -649,15 +648,13 @@ def test_inspect_says_the_size_of_the_picture(make_dng: MakeDng, counts: NDArray
         assert (facts["picture_height"], facts["picture_width"]) == (height, width)
 
 
-def test_inspect_shows_the_gains_that_process_uses(make_dng: MakeDng, tmp_path: Path) -> None:
+def test_inspect_shows_the_gains_that_process_uses(make_dng: MakeDng, flat_gain_map: Any, tmp_path: Path) -> None:
     """Estimated ones are those of the evened picture: a map of 3 on red does what red of three times as much does."""
-    grid = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
-    grid += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 2, 2, 1, 1, 1, 1, 0, 0, 1, 3.0)
     even = np.full((32, 48), 1064, np.uint16)
     red = even.copy()
     red[::2, ::2] = 3064
     gains = []
-    for mosaic, tags in ((even, {"t51009": (1, tuple(grid))}), (red, {})):
+    for mosaic, tags in ((even, {"t51009": flat_gain_map(3.0, 2)}), (red, {})):
         path = tmp_path / "a.dng"
         path.write_bytes(make_dng(mosaic, t50728=None, **tags))
         gains.append(json.loads(run("inspect", path, "--json").stdout)["gains_used"]["value"])

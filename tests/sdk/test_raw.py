@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -613,16 +612,16 @@ def test_any_path_is_read_and_a_file_opened_for_text_is_told(make_dng: MakeDng, 
 
 
 @pytest.mark.parametrize("phase", ["RGGB", "GRBG", "GBRG", "BGGR"])
-def test_levels_and_gain_maps_stay_with_their_pixels_when_the_phase_is_given(make_dng: MakeDng, phase: str) -> None:
+def test_levels_and_gain_maps_stay_with_their_pixels_when_the_phase_is_given(
+    make_dng: MakeDng, flat_gain_map: Any, phase: str
+) -> None:
     """The same pixels, the same black, whether the phase is given as the file is read or to the frame that was read.
 
     The truth is what each pixel is after black and its map, whatever colour it is called.
     """
     values = np.array([[10, 20], [30, 40]], np.uint16)
     mosaic = np.tile(values + 100, (16, 24)).astype(np.uint16)
-    one_site = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
-    one_site += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 2, 2, 1, 1, 1, 1, 0, 0, 1, 3.0)
-    data = make_dng(mosaic, t50714=(3, tuple(values.ravel().tolist())), t51009=(1, tuple(one_site)))
+    data = make_dng(mosaic, t50714=(3, tuple(values.ravel().tolist())), t51009=flat_gain_map(3.0, 2))
     plain = read_raw(data)
     for frame in (read_raw(data, overrides=Overrides(cfa=phase)), Overrides(cfa=phase).apply(plain)):
         assert frame.cfa == phase
@@ -657,10 +656,10 @@ def test_a_picture_that_square_pixels_would_make_too_large_is_refused(counts: Co
         dataclasses.replace(large, pixel_aspect=0.7)
 
 
-def test_a_mosaic_of_another_size_is_refused_where_the_lens_shading_is_known(make_dng: MakeDng, counts: Counts) -> None:
-    one = struct.pack(">I", 1) + struct.pack(">4I", 9, 0x01030000, 0, 80)
-    one += struct.pack(">10I4dIf", 0, 0, 32, 48, 0, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 2.0)
-    frame = read_raw(make_dng(counts, t51009=(1, tuple(one))))
+def test_a_mosaic_of_another_size_is_refused_where_the_lens_shading_is_known(
+    make_dng: MakeDng, flat_gain_map: Any, counts: Counts
+) -> None:
+    frame = read_raw(make_dng(counts, t51009=flat_gain_map(2.0, 1)))
     assert frame.with_mosaic(counts).gain_maps is not None
     with pytest.raises(RawError, match="give whole frames"):
         frame.with_mosaic(counts[:16])

@@ -359,7 +359,7 @@ def _write_and_measure(
     if file.shape != network.shape:
         raise EguotError(
             f"{path.name} makes pictures of {list(file.shape[2:])}, the network of {list(network.shape[2:])}: an op is "
-            f"tied to a size (`eguot-sdk lint` may name it)"
+            "tied to a size (`eguot-sdk lint` may name it)"
         )
     if holding.state is None:
         return measure(file, network, network, check, None), spec
