@@ -114,6 +114,11 @@ def _ready_streams() -> None:
         sys.stderr = os.fdopen(2, "w", closefd=False)
 
 
+def ends_of_a_job() -> list[int]:
+    """The signals of queues and closed terminals; Windows lacks the second."""
+    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
 @contextlib.contextmanager
 def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """Within, what ends a job or closes a terminal does what Ctrl-C does: nothing is left half-written.
@@ -123,8 +128,7 @@ def _stopped_as_by_ctrl_c() -> Iterator[None]:
     """
     changed: list[int] = []
     if "TORCHELASTIC_RUN_ID" not in os.environ and threading.current_thread() is threading.main_thread():
-        numbers = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows lacks the second
-        changed = [n for n in numbers if n is not None and signal.getsignal(n) == signal.SIG_DFL]  # nohup ignores it
+        changed = [n for n in ends_of_a_job() if signal.getsignal(n) == signal.SIG_DFL]  # nohup ignores the second
     for number in changed:
         signal.signal(number, signal.default_int_handler)
     try:

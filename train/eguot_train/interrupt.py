@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from eguot_sdk.cli import ends_of_a_job
+
 from . import ranks
 
 
@@ -34,20 +36,13 @@ def finishing_first(echo: Callable[[str], None], until: str = "this step") -> It
 
     usual: dict[int, signal.Handlers | Callable[..., object]] = {}
     if threading.current_thread() is threading.main_thread():
-        usual = dict.fromkeys(_with_handler(signal.default_int_handler), signal.default_int_handler)
+        ctrl_c = signal.default_int_handler
+        usual = dict.fromkeys((n for n in signal.valid_signals() if signal.getsignal(n) is ctrl_c), ctrl_c)
         if ranks.job() is not None:
-            usual |= {n: signal.SIG_DFL for n in _with_handler(signal.SIG_DFL) if n in _ends_a_job()}
+            usual |= {n: signal.SIG_DFL for n in ends_of_a_job() if signal.getsignal(n) == signal.SIG_DFL}
     for number in usual:
         signal.signal(number, note)
     try:
         yield lambda: ranks.any_of(told)
     finally:
         restore()
-
-
-def _with_handler(handler: object) -> list[int]:
-    return [number for number in signal.valid_signals() if signal.getsignal(number) == handler]
-
-
-def _ends_a_job() -> list[int]:
-    return [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

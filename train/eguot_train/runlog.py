@@ -43,7 +43,7 @@ class RunLog:
             lines = self._path.read_text().splitlines()
             kept = [line for line in lines if _step_of(line) <= start]
         write_file(self._path, "".join(line + "\n" for line in kept).encode())
-        self._last = [line for line in kept if _step_of(line) == start]
+        self._logged = {key for line in kept if _step_of(line) == start for key in json.loads(line)}
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._board = _tensorboard(run, start)
         self._values: dict[str, list[float]] = {}
@@ -92,7 +92,7 @@ class RunLog:
 
     def has(self, step: int, key: str) -> bool:
         """Whether a run that goes on from `step` had logged a value there before."""
-        return any(line.startswith(f'{{"step": {step},') and f'"{key}"' in line for line in self._last)
+        return step == self._first and key in self._logged
 
     def flush(self) -> None:
         """Bring the log on disk, before a checkpoint."""
